@@ -1,0 +1,496 @@
+//! Changes of the membership, by hand.
+//!
+//! Each is one change, with a compare-and-set and a time limit; what timed out is unknown. None
+//! leaves fewer live voters than its quorum, as far as the primary's own contacts tell (invariant 8).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::raft::Precondition;
+use openraft::{ChangeMembers, Instant as _};
+use quorate_storage::codec;
+use quorate_storage::delta::{Command, DeltaResult, SYSTEM_SERVICE};
+use quorate_storage::machine::{SystemCommand, SystemReply};
+use quorate_storage::raft_types::{LogId, NodeId, NodeInfo, TypeConfig, log_id, term_of};
+use tokio::time::timeout;
+
+use super::{Inner, Node};
+use crate::error::{Attempt, Code, NodeError};
+use crate::message::{MemberOp, MembersReply, MembersRequest, Reply, Request};
+use crate::transport::lane::CallError;
+
+/// A change, both its steps.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a promotion waits for its learner to catch up.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(20);
+/// And how long for one that does not answer at all: it may just be starting.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// A learner that lacks fewer entries than this is caught up.
+const CAUGHT_UP: u64 = 256;
+/// A transfer of leadership.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(20);
+
+type Result<T> = std::result::Result<T, NodeError>;
+
+impl Node {
+    /// Changes the membership, through whichever server is the primary.
+    ///
+    /// # Errors
+    /// [`NodeError`]; `attempt` says whether the change may have been made.
+    pub async fn change_members(&self, request: MembersRequest, deadline: Instant) -> Result<MembersReply> {
+        let inner = &self.inner;
+        loop {
+            let result = match inner.leader() {
+                None => Err(inner.no_primary()),
+                Some(id) if id == inner.id => inner.change(&request).await,
+                Some(id) => inner.ask_primary(id, &request, deadline).await,
+            };
+            match result {
+                Err(e)
+                    if e.attempt == Attempt::NotApplied
+                        && matches!(e.code, Code::NotPrimary | Code::NoPrimary)
+                        && Instant::now() + POLL < deadline =>
+                {
+                    inner.leader_may_change(POLL).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Sets a setting of the cluster.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn set(&self, name: &str, value: &str, deadline: Instant) -> Result<()> {
+        let command = SystemCommand::Set { name: name.to_owned(), value: value.to_owned() };
+        let command = Command::sessionless(SYSTEM_SERVICE, codec::encode(&command));
+        match self.propose(command, deadline).await?.result {
+            DeltaResult::Reply(_) => Ok(()),
+            DeltaResult::Refused(refusal) => Err(NodeError::not_applied(Code::BadRequest, refusal.detail)),
+            other => Err(NodeError::unknown(Code::Failed, format!("unexpected: {other:?}"))),
+        }
+    }
+}
+
+/// `term-index`, as the API shows a membership's log id.
+pub(super) fn show_log_id(id: Option<&LogId>) -> String {
+    id.map_or_else(|| "0-0".to_owned(), |id| format!("{}-{}", term_of(id), id.index))
+}
+
+fn parse_log_id(text: &str) -> Option<LogId> {
+    let (term, index) = text.split_once('-')?;
+    Some(log_id(term.parse().ok()?, index.parse().ok()?))
+}
+
+impl Inner {
+    async fn ask_primary(
+        &self,
+        id: NodeId,
+        request: &MembersRequest,
+        deadline: Instant,
+    ) -> Result<MembersReply> {
+        let Some(info) = self.member(id) else {
+            return Err(self.no_primary());
+        };
+        let limit = deadline.saturating_duration_since(Instant::now());
+        match self.lanes.to(id, &info).call(&Request::Members(request.clone()), limit).await {
+            Ok(Reply::Members(reply)) => Ok(reply),
+            Ok(_) => Err(NodeError::unknown(Code::Failed, "the primary answered another question")),
+            Err(CallError::Peer(e)) => Err(e),
+            Err(e) if e.not_sent() => Err(NodeError::not_applied(Code::NoPrimary, e.to_string())),
+            Err(e) => Err(NodeError::unknown(
+                Code::Timeout,
+                format!("{e}. The change may have been made: look at `quorate cluster members`"),
+            )),
+        }
+    }
+
+    /// All members, voters and learners.
+    pub(super) fn members(&self) -> BTreeMap<NodeId, NodeInfo> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        membership.nodes().map(|(id, info)| (*id, info.clone())).collect()
+    }
+
+    pub(super) fn voters(&self) -> BTreeSet<NodeId> {
+        self.raft.metrics().borrow_watched().membership_config.membership().voter_ids().collect()
+    }
+
+    /// The members called `name`: after a wipe there may be an old and a new one.
+    fn named(&self, name: &str) -> BTreeSet<NodeId> {
+        self.members().into_iter().filter(|(_, info)| info.name == name).map(|(id, _)| id).collect()
+    }
+
+    /// Whether this primary heard of `id` lately.
+    pub(super) fn alive(&self, id: NodeId) -> bool {
+        let recent = self.recent();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
+        id == self.id || heard.is_some_and(|at| at.elapsed() < recent)
+    }
+
+    /// A name, and an address, belong to one live server.
+    pub(super) fn check_name_free(&self, info: &NodeInfo, id: NodeId) -> Result<()> {
+        for (other, known) in self.members() {
+            let clash = known.name == info.name || known.peer == info.peer;
+            if other != id && clash && self.alive(other) {
+                let text = format!(
+                    "{} at {} (node {other}) is a live member already; give the new server another name and address, or \
+                     stop that one first",
+                    known.name, known.peer
+                );
+                return Err(NodeError::not_applied(Code::Refused, text));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn allocate_node_id(&self, name: &str) -> Result<NodeId> {
+        let command = SystemCommand::AllocateNodeId { name: name.to_owned() };
+        let command = Command::sessionless(SYSTEM_SERVICE, codec::encode(&command));
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        let outcomes = self.propose_once(vec![command], deadline, true).await?;
+        let reply = outcomes.into_iter().next().map(|outcome| outcome.result);
+        match reply {
+            Some(DeltaResult::Reply(reply)) => match codec::decode(&reply) {
+                Ok(SystemReply::NodeId(id)) => Ok(id),
+                other => Err(NodeError::unknown(Code::Failed, format!("unexpected: {other:?}"))),
+            },
+            other => Err(NodeError::unknown(Code::Failed, format!("unexpected: {other:?}"))),
+        }
+    }
+
+    pub(super) async fn add_learner(&self, id: NodeId, info: NodeInfo) -> Result<()> {
+        tracing::info!(node_id = id, name = %info.name, peer = %info.peer, "adding a learner");
+        match timeout(CHANGE_TIMEOUT, self.raft.add_learner(id, info, false)).await {
+            Ok(result) => result.map(|_| ()).map_err(|e| self.change_error(e)),
+            Err(_) => Err(change_timed_out()),
+        }
+    }
+
+    pub(super) async fn set_node(&self, id: NodeId, info: NodeInfo) -> Result<()> {
+        tracing::info!(node_id = id, name = %info.name, peer = %info.peer, url = %info.url, "a server has moved");
+        self.submit(ChangeMembers::SetNodes(BTreeMap::from([(id, info)])), true, None).await
+    }
+
+    /// Carries one operation out. On the primary.
+    pub(super) async fn change(&self, request: &MembersRequest) -> Result<MembersReply> {
+        let condition = match &request.if_membership {
+            None => None,
+            Some(text) => Some(parse_log_id(text).ok_or_else(|| {
+                let text = format!(
+                    "if_membership {text:?} is not a membership's log id; `quorate cluster members` shows it"
+                );
+                NodeError::not_applied(Code::BadRequest, text)
+            })?),
+        };
+        if let Some(expected) = &condition {
+            self.check_unchanged(expected)?;
+        }
+        match request.op {
+            MemberOp::Promote => self.promote(&request.name, condition).await?,
+            MemberOp::Demote => self.demote(&request.name, condition).await?,
+            MemberOp::Remove => self.remove(&request.name, condition).await?,
+            MemberOp::Transfer => self.transfer(&request.name).await?,
+        }
+        Ok(self.members_reply())
+    }
+
+    fn check_unchanged(&self, expected: &LogId) -> Result<()> {
+        let now = *self.raft.metrics().borrow_watched().membership_config.log_id();
+        if now.as_ref() == Some(expected) {
+            return Ok(());
+        }
+        Err(changed(show_log_id(now.as_ref())))
+    }
+
+    pub(super) fn members_reply(&self) -> MembersReply {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let config = &metrics.membership_config;
+        let name =
+            |id: NodeId| config.membership().get_node(&id).map_or_else(|| id.to_string(), |i| i.name.clone());
+        MembersReply {
+            membership: show_log_id(config.log_id().as_ref()),
+            voters: config.membership().voter_ids().map(name).collect(),
+            learners: config.membership().learner_ids().map(name).collect(),
+            primary: metrics.current_leader.map(name),
+        }
+    }
+
+    fn not_found(&self, name: &str) -> NodeError {
+        let names: Vec<String> = self.members().into_values().map(|info| info.name).collect();
+        let text = format!("no member is called {name:?}; there are: {}", names.join(", "));
+        NodeError::not_applied(Code::NotFound, text)
+    }
+
+    async fn promote(&self, name: &str, condition: Option<LogId>) -> Result<()> {
+        let named = self.named(name);
+        let mut voters = self.voters();
+        // A wiped server comes back under a new, higher id.
+        let Some(&id) = named.iter().next_back() else {
+            return Err(self.not_found(name));
+        };
+        if voters.contains(&id) {
+            return Ok(());
+        }
+        self.caught_up(id, name).await?;
+        voters.retain(|voter| !named.contains(voter));
+        voters.insert(id);
+        self.check_quorum(&voters).await?;
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), false, condition).await
+    }
+
+    async fn demote(&self, name: &str, condition: Option<LogId>) -> Result<()> {
+        let named = self.named(name);
+        if named.is_empty() {
+            return Err(self.not_found(name));
+        }
+        let mut voters = self.voters();
+        let before = voters.len();
+        voters.retain(|voter| !named.contains(voter));
+        if voters.len() == before {
+            return Ok(());
+        }
+        self.check_leaves(name, &voters).await?;
+        self.leave_leadership(&named).await?;
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), true, condition).await
+    }
+
+    async fn remove(&self, name: &str, condition: Option<LogId>) -> Result<()> {
+        let named = self.named(name);
+        if named.is_empty() {
+            return Err(self.not_found(name));
+        }
+        let mut voters = self.voters();
+        let before = voters.len();
+        voters.retain(|voter| !named.contains(voter));
+        if voters.len() < before {
+            self.check_leaves(name, &voters).await?;
+            self.leave_leadership(&named).await?;
+            self.submit(ChangeMembers::ReplaceAllVoters(voters), false, condition).await?;
+        }
+        let learners: BTreeSet<NodeId> = self.named(name);
+        if !learners.is_empty() {
+            // After a removal of voters the compare-and-set has been done.
+            let condition = condition.filter(|_| self.voters().len() == before);
+            self.submit(ChangeMembers::RemoveNodes(learners), false, condition).await?;
+        }
+        let members = self.members();
+        self.lanes.retain(|id| members.contains_key(id));
+        Ok(())
+    }
+
+    async fn check_leaves(&self, name: &str, voters: &BTreeSet<NodeId>) -> Result<()> {
+        if voters.is_empty() {
+            let text = format!("{name} is the only voter; promote another server first");
+            return Err(NodeError::not_applied(Code::Refused, text));
+        }
+        self.check_quorum(voters).await
+    }
+
+    /// Invariant 8, for the voters that are to be. They are asked: heartbeats tell of the past, and a primary that is
+    /// new has heard of nobody yet.
+    async fn check_quorum(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+        let members = self.members();
+        let asked = members.iter().filter(|(id, _)| voters.contains(id));
+        let answers = join_all(asked.map(|(id, info)| self.ask_status(*id, info))).await;
+        let live = answers.iter().flatten().count();
+        let quorum = voters.len() / 2 + 1;
+        if live >= quorum {
+            return Ok(());
+        }
+        let text = format!(
+            "of the {} voters that there would be, only {live} answer, and {quorum} are needed: the cluster would stop. \
+             Bring servers back first",
+            voters.len()
+        );
+        Err(NodeError::not_applied(Code::Refused, text))
+    }
+
+    /// A primary that is to go hands leadership over first; the new one carries the change out.
+    async fn leave_leadership(&self, leaving: &BTreeSet<NodeId>) -> Result<()> {
+        if !leaving.contains(&self.id) {
+            return Ok(());
+        }
+        self.transfer("").await?;
+        Err(self.not_primary())
+    }
+
+    async fn caught_up(&self, id: NodeId, name: &str) -> Result<()> {
+        let answer_by = Instant::now() + ANSWER_TIMEOUT;
+        let deadline = Instant::now() + CATCH_UP_TIMEOUT;
+        loop {
+            let lag = {
+                let metrics = self.raft.metrics();
+                let metrics = metrics.borrow_watched();
+                let matched = metrics.replication.as_ref().and_then(|r| r.get(&id).cloned().flatten());
+                let last = metrics.last_log_index.unwrap_or(0);
+                matched.map(|matched| last.saturating_sub(matched.index))
+            };
+            if !self.is_leader() {
+                return Err(self.not_primary());
+            }
+            // One that died may have had everything: it is asked, whatever was heard of it lately.
+            let alive = match self.member(id) {
+                Some(info) => self.ask_status(id, &info).await.is_some(),
+                None => return Err(self.not_found(name)),
+            };
+            match lag {
+                Some(lag) if lag <= CAUGHT_UP && alive => return Ok(()),
+                lag if Instant::now() >= if alive { deadline } else { answer_by } => {
+                    let lag = lag.map_or("everything".to_owned(), |lag| format!("{lag} entries"));
+                    let text = match alive {
+                        true => format!("{name} has not caught up (it lacks {lag}). Try again later"),
+                        false => {
+                            format!("{name} does not answer (it lacks {lag}); is it running? Start it first")
+                        }
+                    };
+                    return Err(NodeError::not_applied(Code::Refused, text).retry_after(1000));
+                }
+                _ => tokio::time::sleep(POLL).await,
+            }
+        }
+    }
+
+    /// One change, with its compare-and-set and time limit.
+    async fn submit(
+        &self,
+        change: ChangeMembers<NodeId, NodeInfo>,
+        retain: bool,
+        condition: Option<LogId>,
+    ) -> Result<()> {
+        // A primary that was just elected is told to forward to nobody until its first entry is in.
+        let term = self.raft.metrics().borrow_watched().current_term;
+        self.caught_up_with(term).await?;
+        tracing::info!(?change, "changing the membership");
+        let preconditions: Vec<Precondition<TypeConfig>> = condition
+            .map(|id| Precondition::LastMembershipLogId { last_membership_log_id: Some(id) })
+            .into_iter()
+            .collect();
+        let change = self.raft.change_membership_if(change, retain, preconditions);
+        match timeout(CHANGE_TIMEOUT, change).await {
+            Ok(result) => result.map(|_| ()).map_err(|e| self.change_error(e)),
+            Err(_) => Err(change_timed_out()),
+        }
+    }
+
+    fn change_error(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> NodeError {
+        match error {
+            RaftError::Fatal(e) => {
+                self.fail(&e);
+                NodeError::unknown(Code::Failed, e.to_string())
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(e),
+            )) => {
+                let text = format!("another change of the membership is under way: {e}");
+                NodeError::not_applied(Code::Changed, text).retry_after(500)
+            }
+            RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => {
+                NodeError::not_applied(Code::Refused, e.to_string()).retry_after(500)
+            }
+            RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => {
+                let now = *self.raft.metrics().borrow_watched().membership_config.log_id();
+                changed(show_log_id(now.as_ref()))
+            }
+            RaftError::APIError(e) => {
+                let text = format!("{e}. The change may have been made: look at `quorate cluster members`");
+                NodeError::unknown(Code::NoPrimary, text)
+            }
+        }
+    }
+
+    /// Moves leadership to `name`, or to the best voter, and sees it arrive.
+    async fn transfer(&self, name: &str) -> Result<()> {
+        let named = self.named(name);
+        if !name.is_empty() && named.is_empty() {
+            return Err(self.not_found(name));
+        }
+        if named.contains(&self.id) {
+            return Ok(());
+        }
+        // A primary that is new has heard of nobody yet.
+        let patience = Instant::now() + self.timing.election.0;
+        let target = loop {
+            if let Some(target) = self.best_target(&named) {
+                break target;
+            }
+            if Instant::now() >= patience {
+                let text = match name {
+                    "" => "no other voter is alive and caught up; leadership stays here".to_owned(),
+                    name => {
+                        format!("{name} is not a voter that is alive and caught up; leadership stays here")
+                    }
+                };
+                return Err(NodeError::not_applied(Code::Refused, text));
+            }
+            tokio::time::sleep(POLL).await;
+        };
+        if let Err(e) = self.raft.trigger().transfer_leader(target).await {
+            self.fail(&e);
+            return Err(NodeError::not_applied(Code::Failed, e.to_string()));
+        }
+        let deadline = Instant::now() + TRANSFER_TIMEOUT;
+        while self.leader() != Some(target) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let text = "leadership did not arrive in time; an election decides now. `quorate cluster status` shows \
+                            who leads";
+                return Err(NodeError::unknown(Code::Timeout, text));
+            }
+            self.leader_may_change(left.min(POLL)).await;
+        }
+        Ok(())
+    }
+
+    /// The live voter with the least lag, among `named` if there are any.
+    fn best_target(&self, named: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let metrics = self.raft.metrics();
+        let matched: BTreeMap<NodeId, u64> = {
+            let metrics = metrics.borrow_watched();
+            let replication = metrics.replication.as_ref()?;
+            replication.iter().filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index))).collect()
+        };
+        let last = metrics.borrow_watched().last_log_index.unwrap_or(0);
+        let eligible = |id: &NodeId| {
+            *id != self.id
+                && (named.is_empty() || named.contains(id))
+                && self.alive(*id)
+                && !self.disk.is_low_on(*id)
+                && matched.get(id).is_some_and(|at| last.saturating_sub(*at) <= CAUGHT_UP)
+        };
+        self.voters().into_iter().filter(eligible).max_by_key(|id| matched.get(id).copied())
+    }
+
+    /// Before stopping: moves leadership, so that nobody has to wait for an election.
+    pub(super) async fn hand_over(&self, limit: Duration) {
+        if !self.is_leader() || self.voters().len() < 2 {
+            return;
+        }
+        match timeout(limit, self.transfer("")).await {
+            Ok(Ok(())) => tracing::info!(to = ?self.leader(), "leadership handed over"),
+            Ok(Err(e)) => tracing::warn!(error = %e, "leadership could not be handed over"),
+            Err(_) => tracing::warn!("leadership was not handed over in time"),
+        }
+    }
+}
+
+fn changed(now: String) -> NodeError {
+    let text = format!("the membership has changed: its log id is {now} now. Look again, and decide again");
+    NodeError::not_applied(Code::Changed, text)
+}
+
+fn change_timed_out() -> NodeError {
+    let text = format!(
+        "the change was not committed within {CHANGE_TIMEOUT:?}; it may yet be: look at `quorate cluster members`"
+    );
+    NodeError::unknown(Code::Timeout, text)
+}

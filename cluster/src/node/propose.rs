@@ -1,0 +1,360 @@
+//! The proposer: puts what waits into one log entry, few entries in flight.
+//!
+//! On a backup the same batching sends what waits to the primary, which batches again with its own.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, RaftError};
+use quorate_storage::delta::{self, Command, MAX_DELTAS_PER_ENTRY, Outcome};
+use quorate_storage::raft_types::{Deltas, NodeId, term_of};
+use quorate_storage::state_machine::OVERLOADED_BYTES;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
+
+use super::{Inner, Node};
+use crate::error::{Attempt, Code, NodeError};
+use crate::message::{Reply, Request};
+
+/// Commands that wait for the proposer.
+const MAX_WAITING: usize = 16_384;
+/// And their bytes.
+const MAX_WAITING_BYTES: usize = 64 << 20;
+/// Bytes in one entry; one command alone may have more.
+const MAX_ENTRY_BYTES: usize = 1 << 20;
+/// Entries (or messages to the primary) in flight. One is best at 256 clients, four all round.
+const IN_FLIGHT: usize = 4;
+/// A forwarded command may take this long in the primary's hands.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between attempts while an election runs.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+type Result<T> = std::result::Result<T, NodeError>;
+
+/// The proposer's inbox.
+pub(super) struct Batcher {
+    waiting: mpsc::Sender<Waiting>,
+    waiting_bytes: Arc<AtomicUsize>,
+}
+
+/// Commands that stay together: one client's request or batch, or what a backup sent.
+pub(super) struct Waiting {
+    commands: Vec<Command>,
+    /// Came from a backup: not to be sent on, lest it go round.
+    forwarded: bool,
+    reply: oneshot::Sender<Result<Vec<Outcome>>>,
+    budget: Budget,
+}
+
+/// Gives its bytes back when dropped.
+struct Budget {
+    bytes: usize,
+    total: Arc<AtomicUsize>,
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Batcher {
+    pub(super) fn new() -> (Self, mpsc::Receiver<Waiting>) {
+        let (waiting, inbox) = mpsc::channel(MAX_WAITING);
+        (Self { waiting, waiting_bytes: Arc::default() }, inbox)
+    }
+
+    fn submit(
+        &self,
+        commands: Vec<Command>,
+        forwarded: bool,
+    ) -> Result<oneshot::Receiver<Result<Vec<Outcome>>>> {
+        let bytes = commands.iter().map(Command::size).sum();
+        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let budget = Budget { bytes, total: Arc::clone(&self.waiting_bytes) };
+        let (reply, receiver) = oneshot::channel();
+        let full = before + bytes > MAX_WAITING_BYTES;
+        if full || self.waiting.try_send(Waiting { commands, forwarded, reply, budget }).is_err() {
+            let text = "too many commands are waiting on this server; come back later";
+            return Err(NodeError::not_applied(Code::Overloaded, text).retry_after(50));
+        }
+        Ok(receiver)
+    }
+}
+
+impl Node {
+    /// Has one command applied, through whichever server is the primary.
+    ///
+    /// # Errors
+    /// [`NodeError`]; `attempt` says whether the command may have been applied.
+    pub async fn propose(&self, command: Command, deadline: Instant) -> Result<Outcome> {
+        let mut outcomes = self.propose_all(vec![command], deadline).await?;
+        outcomes.pop().ok_or_else(|| NodeError::unknown(Code::Failed, "the command has no outcome"))
+    }
+
+    /// Has `commands` (at most [`MAX_DELTAS_PER_ENTRY`]) applied in order, in one log entry; gives an
+    /// outcome for each.
+    ///
+    /// # Errors
+    /// As [`Self::propose`], for all of them.
+    pub async fn propose_all(&self, commands: Vec<Command>, deadline: Instant) -> Result<Vec<Outcome>> {
+        let inner = &self.inner;
+        if commands.len() > MAX_DELTAS_PER_ENTRY {
+            let text = format!("a batch has at most {MAX_DELTAS_PER_ENTRY} commands");
+            return Err(NodeError::not_applied(Code::BadRequest, text));
+        }
+        loop {
+            if self.draining() {
+                let error =
+                    NodeError::not_applied(Code::ShuttingDown, "this server is stopping; ask another one");
+                return Err(error.with_primary(inner.leader_url()).retry_after(50));
+            }
+            let result = inner.propose_once(commands.clone(), deadline, false).await;
+            // Only what certainly did nothing is tried again here.
+            let retry = matches!(&result, Err(e) if e.attempt == Attempt::NotApplied
+                && matches!(e.code, Code::NotPrimary | Code::NoPrimary));
+            if !retry || Instant::now() + RETRY_PAUSE >= deadline {
+                return result;
+            }
+            inner.leader_may_change(RETRY_PAUSE).await;
+        }
+    }
+}
+
+impl Inner {
+    /// One attempt: hands the commands to the proposer and waits for their outcomes.
+    pub(super) async fn propose_once(
+        &self,
+        commands: Vec<Command>,
+        deadline: Instant,
+        forwarded: bool,
+    ) -> Result<Vec<Outcome>> {
+        let receiver = self.batcher.submit(commands, forwarded)?;
+        match timeout_at(deadline.into(), receiver).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(NodeError::unknown(Code::ShuttingDown, "this server stopped meanwhile")),
+            Err(_) => Err(NodeError::unknown(
+                Code::Timeout,
+                "the time was up before a majority of the servers had the command on disk. Retry with the same \
+                 session and sequence to learn what became of it",
+            )),
+        }
+    }
+
+    /// Waits until the leader changes, at most `limit`.
+    pub(super) async fn leader_may_change(&self, limit: Duration) {
+        let mut metrics = self.raft.server_metrics();
+        let _ = tokio::time::timeout(limit, metrics.changed()).await;
+    }
+
+    /// Why this node, as primary, takes no writes now.
+    fn refuse_writes(&self) -> Option<NodeError> {
+        if let Some(cause) = &*self.failed.borrow() {
+            return Some(NodeError::not_applied(Code::Failed, cause.clone()));
+        }
+        if self.disk.is_low() {
+            return Some(self.disk.error());
+        }
+        if self.quorum_age().is_some_and(|age| age >= self.recent()) {
+            return Some(self.no_primary());
+        }
+        match self.state.dirty_bytes() {
+            Ok(dirty) if dirty < OVERLOADED_BYTES => None,
+            Ok(_) => {
+                let text = "the disk does not keep up with the writes; come back later";
+                Some(NodeError::not_applied(Code::Overloaded, text).retry_after(200))
+            }
+            Err(e) => Some(NodeError::not_applied(Code::Failed, e.to_string())),
+        }
+    }
+}
+
+/// The proposer's loop.
+pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
+    let mut stop = inner.stop.subscribe();
+    let mut in_flight: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+    let mut left_over: VecDeque<Waiting> = VecDeque::new();
+    loop {
+        let room = in_flight.len() < IN_FLIGHT;
+        let first = if room && let Some(waiting) = left_over.pop_front() {
+            waiting
+        } else {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                Some(()) = in_flight.next(), if !in_flight.is_empty() => continue,
+                waiting = inbox.recv(), if room => match waiting {
+                    Some(waiting) => waiting,
+                    None => return,
+                },
+            }
+        };
+        let batch = collect(first, &mut inbox, &mut left_over);
+        in_flight.push(Box::pin(dispatch(Arc::clone(&inner), batch)));
+    }
+}
+
+/// What waits, up to an entry's bounds; forwarded and own commands do not mix.
+fn collect(
+    first: Waiting,
+    inbox: &mut mpsc::Receiver<Waiting>,
+    left_over: &mut VecDeque<Waiting>,
+) -> Vec<Waiting> {
+    let forwarded = first.forwarded;
+    let (mut bytes, mut count) = (first.budget.bytes, first.commands.len());
+    let mut batch = vec![first];
+    while count < MAX_DELTAS_PER_ENTRY && bytes < MAX_ENTRY_BYTES {
+        let Some(next) = left_over.pop_front().or_else(|| inbox.try_recv().ok()) else {
+            break;
+        };
+        bytes += next.budget.bytes;
+        count += next.commands.len();
+        if bytes > MAX_ENTRY_BYTES || count > MAX_DELTAS_PER_ENTRY || next.forwarded != forwarded {
+            left_over.push_front(next);
+            break;
+        }
+        batch.push(next);
+    }
+    batch
+}
+
+/// Sends a batch on its way: into the log here, or to the primary.
+async fn dispatch(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
+    let forwarded = batch.first().is_some_and(|waiting| waiting.forwarded);
+    let counts: Vec<usize> = batch.iter().map(|waiting| waiting.commands.len()).collect();
+    let commands: Vec<Command> = batch.iter_mut().flat_map(|waiting| waiting.commands.drain(..)).collect();
+    let expected = commands.len();
+    let outcomes = match inner.leader() {
+        Some(id) if id == inner.id => inner.write(&commands).await,
+        Some(id) if !forwarded && inner.working_leader() == Some(id) => inner.forward(id, commands).await,
+        Some(_) if !forwarded => Err(inner.no_primary()),
+        Some(_) => Err(inner.not_primary()),
+        None => Err(inner.no_primary()),
+    };
+    let outcomes = outcomes.and_then(|outcomes| match outcomes.len() == expected {
+        true => Ok(outcomes),
+        false => {
+            Err(NodeError::unknown(Code::Failed, "the commands and their outcomes do not match in number"))
+        }
+    });
+    match outcomes {
+        Ok(outcomes) => {
+            let mut outcomes = outcomes.into_iter();
+            for (waiting, count) in batch.into_iter().zip(counts) {
+                let _ = waiting.reply.send(Ok(outcomes.by_ref().take(count).collect()));
+            }
+        }
+        Err(e) => {
+            for waiting in batch {
+                let _ = waiting.reply.send(Err(e.clone()));
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Writes one log entry and waits until it is applied here.
+    async fn write(&self, commands: &[Command]) -> Result<Vec<Outcome>> {
+        if let Some(refusal) = self.refuse_writes() {
+            return Err(refusal);
+        }
+        let term = self.raft.metrics().borrow_watched().current_term;
+        self.caught_up_with(term).await?;
+        let last = self.state.read(|machine| machine.time()).map_err(|e| self.broken(&e))?;
+        let time = self.logged_clock.now(&*self.clock, term, last);
+        let entry = delta::encode_entry(time, commands);
+        match self.raft.client_write(Deltas(entry)).await {
+            Ok(written) => Ok(written.data.0),
+            Err(RaftError::Fatal(e)) => {
+                self.fail(&e);
+                Err(NodeError::unknown(Code::Failed, format!("this server failed meanwhile: {e}")))
+            }
+            // "Forward to the leader" does not prove that the entry was not appended before.
+            Err(RaftError::APIError(
+                ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
+            )) => {
+                let text = "this server stopped being the primary meanwhile. Retry with the same session and \
+                            sequence to learn what became of the command";
+                let error = NodeError::unknown(Code::NoPrimary, text).with_primary(self.leader_url());
+                Err(error.retry_after(50))
+            }
+            Err(e) => Err(NodeError::unknown(Code::Failed, e.to_string())),
+        }
+    }
+
+    /// A new primary first applies what its predecessors logged: their time is in there.
+    pub(super) async fn caught_up_with(&self, term: u64) -> Result<()> {
+        let mut applied = self.state.applied();
+        let reached =
+            applied.wait_for(|applied| applied.log_id.as_ref().is_some_and(|id| term_of(id) >= term));
+        match timeout_at((Instant::now() + self.recent()).into(), reached).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(self.no_primary()),
+        }
+    }
+
+    fn broken(&self, error: &std::io::Error) -> NodeError {
+        self.fail(error);
+        NodeError::not_applied(Code::Failed, error.to_string())
+    }
+
+    pub(super) fn not_primary(&self) -> NodeError {
+        let text = "this server is not the primary any more";
+        NodeError::not_applied(Code::NotPrimary, text).with_primary(self.leader_url()).retry_after(20)
+    }
+
+    /// Returns when another node than `id` is known to be the primary.
+    pub(super) async fn succeeded(&self, id: NodeId) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let leader = metrics.borrow_watched().current_leader;
+            if leader.is_some_and(|leader| leader != id) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                // The Raft core has ended: whoever waits here has a time limit.
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Sends the commands to the primary, node `id`.
+    async fn forward(&self, id: NodeId, commands: Vec<Command>) -> Result<Vec<Outcome>> {
+        let Some(info) = self.member(id) else {
+            return Err(self.no_primary());
+        };
+        let (lane, request) = (self.lanes.to(id, &info), Request::Propose(commands));
+        let answer = tokio::select! {
+            biased;
+            answer = lane.call(&request, FORWARD_TIMEOUT) => answer,
+            // A primary that hangs answers nothing. To wait for it would keep the proposer's few places, also from
+            // what its successor, maybe this server, is to have.
+            () = self.succeeded(id) => {
+                let text = format!("the primary {} was replaced before it answered. Retry with the same session and \
+                                    sequence to learn what became of the command", info.name);
+                let error = NodeError::unknown(Code::NoPrimary, text).with_primary(self.leader_url());
+                return Err(error.retry_after(20));
+            }
+        };
+        match answer {
+            Ok(Reply::Propose(outcomes)) => Ok(outcomes),
+            Ok(_) => Err(NodeError::unknown(Code::Failed, "the primary answered another question")),
+            Err(e) if e.not_sent() => {
+                let text = format!("the primary {} is away: {e}", info.name);
+                Err(NodeError::not_applied(Code::NoPrimary, text).retry_after(100))
+            }
+            Err(crate::transport::lane::CallError::Peer(e)) => Err(e),
+            Err(e) => {
+                let text = format!(
+                    "the primary {} did not answer: {e}. Retry with the same session and sequence",
+                    info.name
+                );
+                Err(NodeError::unknown(Code::Timeout, text))
+            }
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! What a node answers its peers.
+
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::StreamExt as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+};
+use openraft::type_config::alias::SnapshotOf;
+use quorate_storage::raft_types::{Entry, NodeId, Payload, SnapshotMeta, TypeConfig, Vote};
+use quorate_storage::snapshot;
+use quorate_storage::state_machine::SnapshotHandle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::Inner;
+use crate::error::{Code, NodeError};
+use crate::message::{JoinRequest, Reply, Request, SnapshotChunk};
+use crate::transport::lane::CallError;
+use crate::transport::server::{Handler, Ordered};
+
+/// Append requests of one connection that wait for the disk.
+const PIPELINE: usize = 128;
+/// A forwarded request has this long here.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Passing a question on to the primary.
+const PASS_ON: Duration = Duration::from_secs(4);
+
+type Result<T> = std::result::Result<T, NodeError>;
+type ReplyTo = oneshot::Sender<Result<Reply>>;
+
+/// Answers peers.
+pub(super) struct PeerHandler {
+    inner: Arc<Inner>,
+}
+
+/// One connection's appends on their way into openraft, in order.
+pub(super) struct AppendPipe {
+    requests: mpsc::Sender<(AppendEntriesRequest<TypeConfig>, ReplyTo)>,
+}
+
+impl PeerHandler {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+}
+
+impl Handler for PeerHandler {
+    type Pipe = AppendPipe;
+
+    fn handle(&self, _: NodeId, request: Request) -> BoxFuture<'_, Result<Reply>> {
+        Box::pin(self.inner.answer(request))
+    }
+
+    fn handle_ordered<'a>(
+        &'a self,
+        _: NodeId,
+        request: Request,
+        pipe: &'a mut Option<AppendPipe>,
+    ) -> BoxFuture<'a, Ordered> {
+        Box::pin(async move {
+            let (reply, receiver) = oneshot::channel();
+            match request {
+                Request::StreamAppend(request) => match self.inner.refuse_entries(&request) {
+                    Some(refusal) => drop(reply.send(Err(refusal))),
+                    None => self.inner.enqueue_append(request, reply, pipe).await,
+                },
+                other => drop(reply.send(self.inner.answer(other).await)),
+            }
+            Ordered(receiver)
+        })
+    }
+}
+
+impl Inner {
+    async fn answer(&self, request: Request) -> Result<Reply> {
+        match request {
+            Request::Append(request) | Request::StreamAppend(request) => {
+                if let Some(refusal) = self.refuse_entries(&request) {
+                    return Err(refusal);
+                }
+                let reply = self.raft.append_entries(request).await.map_err(|e| self.fatal(e))?;
+                if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+                    self.heard.send_replace(Instant::now());
+                }
+                Ok(Reply::Append(reply))
+            }
+            Request::Vote(request) => {
+                // The primary itself wants a transfer: no lease stands against it.
+                if !request.leadership_transfer {
+                    self.check_may_vote()?;
+                }
+                self.raft.vote(request).await.map(Reply::Vote).map_err(|e| self.fatal(e))
+            }
+            Request::PreVote(request) => {
+                self.check_may_vote()?;
+                self.raft.pre_vote(request).await.map(Reply::Vote).map_err(|e| self.fatal(e))
+            }
+            Request::TransferLeader(request) => {
+                let reply = self.raft.handle_transfer_leader(request).await;
+                reply.map(Reply::TransferLeader).map_err(|e| self.fatal(e))
+            }
+            Request::Snapshot(chunk) => self.take_chunk(chunk).await.map(Reply::Snapshot),
+            Request::Propose(commands) => {
+                if !self.is_leader() {
+                    return Err(self.not_primary());
+                }
+                self.propose_once(commands, Instant::now() + LIMIT, true).await.map(Reply::Propose)
+            }
+            Request::ReadIndex { lease } => {
+                if !self.is_leader() {
+                    return Err(self.not_primary());
+                }
+                self.read_index(lease, Instant::now() + LIMIT).await.map(Reply::ReadIndex)
+            }
+            Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Members(request) => {
+                if !self.is_leader() {
+                    return Err(self.not_primary());
+                }
+                self.change(&request).await.map(Reply::Members)
+            }
+            Request::Join(request) => self.answer_join(request).await,
+            Request::Announce { node_id, info } => match self.is_leader() {
+                true => self.announced(node_id, info).await.map(|()| Reply::Announced),
+                false => self.pass_on(Request::Announce { node_id, info }).await,
+            },
+        }
+    }
+
+    async fn answer_join(&self, request: JoinRequest) -> Result<Reply> {
+        match self.is_leader() {
+            true => self.admit(request).await.map(Reply::Join),
+            false => self.pass_on(Request::Join(request)).await,
+        }
+    }
+
+    /// Any server may be asked: it asks the primary.
+    async fn pass_on(&self, request: Request) -> Result<Reply> {
+        let leader = self.leader().filter(|id| *id != self.id);
+        let Some((id, info)) = leader.and_then(|id| Some((id, self.member(id)?))) else {
+            return Err(self.no_primary());
+        };
+        match self.lanes.to(id, &info).call(&request, PASS_ON).await {
+            Ok(reply) => Ok(reply),
+            Err(CallError::Peer(e)) => Err(e),
+            Err(e) => Err(NodeError::unknown(Code::NoPrimary, e.to_string())),
+        }
+    }
+
+    fn fatal(&self, error: impl std::fmt::Display) -> NodeError {
+        self.fail(&error);
+        NodeError::unknown(Code::Failed, error.to_string())
+    }
+
+    /// A lease that this node granted before a restart is forgotten, so it waits one out.
+    fn check_may_vote(&self) -> Result<()> {
+        if self.started.elapsed() >= self.timing.election.1 {
+            return Ok(());
+        }
+        Err(NodeError::not_applied(Code::NotReady, "this server has just started; it votes a moment later"))
+    }
+
+    /// A backup that runs out of disk refuses commands long before it must stop. Heartbeats go on, and so do the few
+    /// bytes of an election (reads need a primary); a new primary also sends again what is here already.
+    fn refuse_entries(&self, request: &AppendEntriesRequest<TypeConfig>) -> Option<NodeError> {
+        if !self.disk.is_nearly_full() {
+            return None;
+        }
+        let last = self.raft.metrics().borrow_watched().last_log_index;
+        let adds =
+            |entry: &Entry| matches!(entry.payload, Payload::Normal(_)) && Some(entry.log_id.index) > last;
+        request.entries.iter().any(adds).then(|| self.disk.error())
+    }
+
+    async fn enqueue_append(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+        reply: ReplyTo,
+        pipe: &mut Option<AppendPipe>,
+    ) {
+        // A pipe ends with the first conflict or higher vote; what comes after starts a new one.
+        if pipe.as_ref().is_none_or(|pipe| pipe.requests.is_closed()) {
+            *pipe = Some(self.append_pipe());
+        }
+        if let Some(pipe) = pipe {
+            // If it ends meanwhile, the reply's sender is dropped, and the peer is told so.
+            let _ = pipe.requests.send((request, reply)).await;
+        }
+    }
+
+    fn append_pipe(&self) -> AppendPipe {
+        let (requests, mut inbox) = mpsc::channel::<(AppendEntriesRequest<TypeConfig>, ReplyTo)>(PIPELINE);
+        let (feed, fed) = mpsc::channel(1);
+        let (waiting, mut replies) = mpsc::channel::<ReplyTo>(PIPELINE);
+        let results = self.raft.stream_append(receiver_stream(fed));
+        let (failed, heard) = (self.failed.clone(), self.heard.clone());
+        tokio::spawn(async move {
+            // Polled after its end, openraft's stream panics.
+            let mut results = Box::pin(results.fuse());
+            let feeding = async {
+                while let Some((request, reply)) = inbox.recv().await {
+                    if waiting.send(reply).await.is_err() || feed.send(request).await.is_err() {
+                        break;
+                    }
+                }
+                drop(feed);
+                std::future::pending::<()>().await;
+            };
+            let answering = async {
+                while let Some(result) = results.next().await {
+                    let Some(reply) = replies.recv().await else { break };
+                    let result: Result<StreamAppendResult<TypeConfig>> = result.map_err(|e| {
+                        failed.send_if_modified(|failed| failed.replace(e.to_string()).is_none());
+                        NodeError::unknown(Code::Failed, e.to_string())
+                    });
+                    if !matches!(result, Ok(Err(StreamAppendError::HigherVote(_))) | Err(_)) {
+                        heard.send_replace(Instant::now());
+                    }
+                    let _ = reply.send(result.map(Reply::StreamAppend));
+                }
+            };
+            tokio::select! {
+                () = feeding => {}
+                () = answering => {}
+            }
+        });
+        AppendPipe { requests }
+    }
+
+    /// Takes a piece of a snapshot; installs the file when it was the last one.
+    async fn take_chunk(&self, chunk: SnapshotChunk) -> Result<Option<Vote>> {
+        let failed = |e: std::io::Error| {
+            NodeError::not_applied(Code::Failed, format!("the snapshot cannot be stored: {e}"))
+        };
+        if self.disk.is_nearly_full() {
+            return Err(self.disk.error());
+        }
+        let path = self.state.incoming_file(chunk.transfer).map_err(failed)?;
+        let file = path.clone();
+        let (vote, last) = (chunk.vote, chunk.last);
+        let stored = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            let mut out = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&file)?;
+            if chunk.offset == 0 {
+                out.set_len(0)?;
+                remove_other_transfers(&file)?;
+            }
+            if out.seek(SeekFrom::End(0))? != chunk.offset {
+                return Err(std::io::Error::other("a piece is missing"));
+            }
+            out.write_all(&chunk.bytes)?;
+            if chunk.last { out.sync_all() } else { Ok(()) }
+        });
+        stored.await.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
+        if !last {
+            return Ok(None);
+        }
+        // openraft takes a failed install for a failed disk and stops the node, so what came is checked before.
+        let file = path.clone();
+        let checked = tokio::task::spawn_blocking(move || snapshot::verify(&file)).await;
+        let meta = checked.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
+        tracing::info!(revision = meta.revision, "installing a snapshot");
+        let meta = SnapshotMeta { last_log_id: meta.applied, last_membership: meta.membership };
+        let snapshot: SnapshotOf<TypeConfig, SnapshotHandle> =
+            openraft::storage::Snapshot { meta, snapshot: SnapshotHandle::Received(path.clone()) };
+        let SnapshotResponse { vote } =
+            self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| self.fatal(e))?;
+        // Still there if it was not needed after all.
+        let _ = std::fs::remove_file(path);
+        Ok(Some(vote))
+    }
+}
+
+/// What interrupted transfers left would fill the disk.
+fn remove_other_transfers(current: &Path) -> std::io::Result<()> {
+    let Some(dir) = current.parent() else { return Ok(()) };
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        let incoming = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("incoming-"));
+        if incoming && path != current {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn receiver_stream<T: Send + 'static>(
+    receiver: mpsc::Receiver<T>,
+) -> impl futures_util::Stream<Item = T> + Send {
+    futures_util::stream::unfold(receiver, |mut receiver| async move {
+        let item = receiver.recv().await?;
+        Some((item, receiver))
+    })
+}

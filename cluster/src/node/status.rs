@@ -1,0 +1,196 @@
+//! What a node says of itself, and what it learns of the others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use quorate_storage::raft_types::{NodeId, NodeInfo};
+
+use super::members::show_log_id;
+use super::{Inner, Node};
+use crate::error::{Code, NodeError};
+use crate::message::{NodeStatus, Reply, Request};
+
+/// A peer that does not answer within this time is shown as away.
+const ASK: Duration = Duration::from_millis(500);
+
+/// The cluster as one server sees it.
+#[derive(Debug, Clone)]
+pub struct ClusterStatus {
+    /// The cluster's id, 32 hexadecimal digits.
+    pub cluster_id: String,
+    /// The term.
+    pub term: u64,
+    /// The primary's name.
+    pub primary: Option<String>,
+    /// Every change is finished and every member is ready: the next loss may come.
+    pub settled: bool,
+    /// The membership's log id, `term-index`.
+    pub membership: String,
+    /// A change of the voters is half done.
+    pub joint: bool,
+    /// The members.
+    pub members: Vec<MemberStatus>,
+    /// The settings.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// One member.
+#[derive(Debug, Clone)]
+pub struct MemberStatus {
+    /// Its node id.
+    pub node_id: NodeId,
+    /// Its name and addresses.
+    pub info: NodeInfo,
+    /// Whether it votes.
+    pub voter: bool,
+    /// What it says; `None` when it does not answer.
+    pub status: Option<NodeStatus>,
+}
+
+impl Node {
+    /// This server's own status.
+    ///
+    /// # Errors
+    /// When the state is unusable.
+    pub fn status(&self) -> Result<NodeStatus, NodeError> {
+        self.inner.status()
+    }
+
+    /// Caught up, and with a primary.
+    pub fn ready(&self) -> bool {
+        self.inner.ready()
+    }
+
+    /// Whether this server is the primary.
+    pub fn is_primary(&self) -> bool {
+        self.inner.is_leader()
+    }
+
+    /// Whether this server votes.
+    pub fn is_voter(&self) -> bool {
+        self.inner.voters().contains(&self.inner.id)
+    }
+
+    /// The cluster's id, 32 hexadecimal digits.
+    pub fn cluster_id(&self) -> &str {
+        &self.inner.identity.cluster_id
+    }
+
+    /// The primary's name, if known.
+    pub fn primary_name(&self) -> Option<String> {
+        self.inner.working_leader().and_then(|id| self.inner.member(id)).map(|info| info.name)
+    }
+
+    /// The primary's URL, if known.
+    pub fn primary_url(&self) -> Option<String> {
+        self.inner.leader_url()
+    }
+
+    /// Asks all members how they are.
+    ///
+    /// # Errors
+    /// When the state is unusable.
+    pub async fn cluster_status(&self) -> Result<ClusterStatus, NodeError> {
+        let inner = &self.inner;
+        let voters = inner.voters();
+        let members = inner.members();
+        let asked = members.iter().map(|(id, info)| inner.ask_status(*id, info));
+        let statuses = join_all(asked).await;
+        let members: Vec<MemberStatus> = members
+            .into_iter()
+            .zip(statuses)
+            .map(|((node_id, info), status)| MemberStatus {
+                node_id,
+                info,
+                voter: voters.contains(&node_id),
+                status,
+            })
+            .collect();
+        let settings = inner.state.read(|machine| machine.settings());
+        let settings = settings
+            .map_err(|e| e.to_string())
+            .and_then(|settings| settings.map_err(|e| e.to_string()))
+            .map_err(|e| NodeError::not_applied(Code::Failed, e))?;
+        let leader = inner.working_leader();
+        let metrics = inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let config = &metrics.membership_config;
+        let joint = config.membership().get_joint_config().len() > 1;
+        let committed = metrics.committed_membership_config.log_id() == config.log_id();
+        let primary = leader.and_then(|id| config.membership().get_node(&id));
+        let all_ready =
+            members.iter().all(|member| member.status.as_ref().is_some_and(|status| status.ready));
+        Ok(ClusterStatus {
+            cluster_id: inner.identity.cluster_id.clone(),
+            term: metrics.current_term,
+            primary: primary.map(|info| info.name.clone()),
+            settled: primary.is_some() && committed && !joint && all_ready,
+            membership: show_log_id(config.log_id().as_ref()),
+            joint,
+            members,
+            settings,
+        })
+    }
+}
+
+impl Inner {
+    pub(super) fn ready(&self) -> bool {
+        self.recovered.load(std::sync::atomic::Ordering::Relaxed)
+            && self.working_leader().is_some()
+            && self.failed.borrow().is_none()
+            && !self.draining.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    pub(super) async fn ask_status(&self, id: NodeId, info: &NodeInfo) -> Option<NodeStatus> {
+        if id == self.id {
+            return self.status().ok();
+        }
+        match self.lanes.to(id, info).call(&Request::Status, ASK).await {
+            Ok(Reply::Status(status)) => Some(*status),
+            _ => None,
+        }
+    }
+
+    pub(super) fn status(&self) -> Result<NodeStatus, NodeError> {
+        let unusable = |e: std::io::Error| NodeError::not_applied(Code::Failed, e.to_string());
+        let (revision, state_hash, time, dirty, applied) = self
+            .state
+            .read(|machine| {
+                let applied = machine.applied().map_or(0, |id| id.index);
+                (
+                    machine.revision(),
+                    machine.state_hash(),
+                    machine.time(),
+                    machine.rows().dirty_bytes(),
+                    applied,
+                )
+            })
+            .map_err(unusable)?;
+        // Before the guard below: a second one while a writer waits would deadlock.
+        let (ready, leader) = (self.ready(), self.working_leader());
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Ok(NodeStatus {
+            node_id: self.id,
+            info: self.info.clone(),
+            term: metrics.current_term,
+            leader,
+            ready,
+            last_log: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.cluster_committed.as_ref().map_or(0, |id| id.index),
+            applied,
+            revision,
+            state_hash,
+            time,
+            flushed: self.state.last_flush().revision,
+            dirty_bytes: dirty as u64,
+            log_bytes: self.state.log().disk_bytes(),
+            disk_free: self.disk.free(),
+            disk_low: self.disk.is_low(),
+            clock_ahead_ms: self.logged_clock.ahead(),
+            uptime_secs: self.started.elapsed().as_secs(),
+        })
+    }
+}

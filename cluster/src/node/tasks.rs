@@ -1,0 +1,244 @@
+//! What a node does by itself: flushes, ticks, watching its disk and its Raft core.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use quorate_storage::codec;
+use quorate_storage::delta::{Command, SYSTEM_SERVICE};
+use quorate_storage::machine::SystemCommand;
+use quorate_storage::node_disk::free_bytes;
+use quorate_storage::raft_types::NodeId;
+
+use super::Inner;
+use crate::error::{Code, NodeError};
+
+/// Dirty rows are flushed after this time at the latest.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+/// Or after so many log entries: they bound the replay after a crash, and what the log keeps.
+const FLUSH_ENTRIES: u64 = 20_000;
+/// How often it is looked.
+const POLL: Duration = Duration::from_millis(100);
+/// How often a primary looks whether a tick is due.
+const TICK: Duration = Duration::from_millis(100);
+/// A primary logs the time at least so often, so that a believable clock stays believable.
+const LOG_TIME: u64 = 600_000;
+const DISK: Duration = Duration::from_millis(500);
+/// After this time a server that catches up asks anew how far it has to come.
+const CATCH_UP: Duration = Duration::from_secs(30);
+
+/// Starts the tasks; they end when the node stops.
+pub(super) fn spawn(inner: &Arc<Inner>) {
+    let run = |task: futures_util::future::BoxFuture<'static, ()>| {
+        let mut stop = inner.stop.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => {}
+                () = task => {}
+            }
+        });
+    };
+    run(Box::pin(recover(Arc::clone(inner))));
+    run(Box::pin(watch_core(Arc::clone(inner))));
+    run(Box::pin(flush(Arc::clone(inner))));
+    run(Box::pin(tick(Arc::clone(inner))));
+    run(Box::pin(watch_disk(Arc::clone(inner))));
+}
+
+/// Waits until all that the log on disk held at the start is committed and applied, or truncated, and then until all
+/// that the primary has committed by then is applied here.
+async fn recover(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.metrics();
+    let at_start = metrics.borrow_watched().last_log_index.unwrap_or(0);
+    loop {
+        let recovered = {
+            let metrics = metrics.borrow_watched();
+            let committed = metrics.cluster_committed.as_ref().map(|id| id.index);
+            let applied = metrics.last_applied.as_ref().map(|id| id.index);
+            let wanted = at_start.min(metrics.last_log_index.unwrap_or(0));
+            committed.is_some_and(|index| index >= wanted) && applied.is_some_and(|index| index >= wanted)
+        };
+        if recovered {
+            break;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+    // A server that was away lacks more than its own log says. One that is far behind is not ready, lest the next one
+    // be taken down for an upgrade, say.
+    while let Err(error) = inner.confirmed_read(false, Instant::now() + CATCH_UP).await {
+        tracing::debug!(%error, "not caught up yet");
+        tokio::time::sleep(POLL).await;
+    }
+    inner.recovered.store(true, Ordering::Relaxed);
+    tracing::info!("caught up with the cluster");
+}
+
+/// A Raft core that stopped by itself has met a storage error: the node cannot go on.
+async fn watch_core(inner: Arc<Inner>) {
+    let mut metrics = inner.raft.server_metrics();
+    loop {
+        let state = inner.raft.metrics().borrow_watched().running_state.clone();
+        if let Err(e) = state {
+            if !*inner.stop.borrow() {
+                inner.fail(&e);
+            }
+            return;
+        }
+        let _ = tokio::time::timeout(Duration::from_millis(200), metrics.changed()).await;
+    }
+}
+
+async fn flush(inner: Arc<Inner>) {
+    let mut last = Instant::now();
+    loop {
+        let forced = tokio::select! {
+            () = inner.state.flush_wanted() => true,
+            () = tokio::time::sleep(POLL) => false,
+        };
+        let flushed = inner.state.last_flush().applied.map_or(0, |id| id.index);
+        let applied = inner.state.applied().borrow().log_id.as_ref().map_or(0, |id| id.index);
+        let due =
+            applied >= flushed + FLUSH_ENTRIES || (applied > flushed && last.elapsed() >= FLUSH_INTERVAL);
+        if !forced && !due {
+            continue;
+        }
+        if forced {
+            // Not through openraft: its state machine may be waiting for this very flush.
+            if let Err(e) = inner.state.flush().await {
+                inner.fail(format!("the tables cannot be flushed: {e}"));
+                return;
+            }
+        }
+        // To openraft this is a snapshot: it purges the log behind it.
+        if let Err(e) = inner.raft.trigger().snapshot().await {
+            inner.fail(&e);
+            return;
+        }
+        last = Instant::now();
+    }
+}
+
+async fn tick(inner: Arc<Inner>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        if !inner.is_leader() || inner.disk.is_low() {
+            continue;
+        }
+        let looked = inner.state.read(|machine| (machine.next_deadline(), machine.time()));
+        let (deadline, last) = match looked {
+            Ok((Ok(deadline), last)) => (deadline, last),
+            Ok((Err(damage), _)) => return inner.fail(damage),
+            Err(e) => return inner.fail(e),
+        };
+        let term = inner.raft.metrics().borrow_watched().current_term;
+        let now = inner.logged_clock.now(&*inner.clock, term, last);
+        let due = deadline.is_some_and(|deadline| deadline <= now) || (last > 0 && now >= last + LOG_TIME);
+        if due {
+            let tick = Command::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));
+            let limit = Instant::now() + Duration::from_secs(5);
+            if let Err(e) = inner.propose_once(vec![tick], limit, true).await {
+                tracing::debug!(error = %e, "a tick was not logged");
+            }
+        }
+    }
+}
+
+/// Free space here, and what the primary knows of the others'.
+pub(super) struct DiskWatch {
+    dir: PathBuf,
+    reserve: u64,
+    free: AtomicU64,
+    low: AtomicBool,
+    peers_low: Mutex<HashMap<NodeId, bool>>,
+}
+
+impl DiskWatch {
+    pub(super) fn new(dir: PathBuf, reserve: u64) -> Self {
+        let watch = Self {
+            dir,
+            reserve,
+            free: AtomicU64::new(u64::MAX),
+            low: AtomicBool::new(false),
+            peers_low: Mutex::default(),
+        };
+        watch.look();
+        watch
+    }
+
+    fn look(&self) {
+        match free_bytes(&self.dir) {
+            Ok(free) => {
+                self.free.store(free, Ordering::Relaxed);
+                let low = free < self.reserve;
+                if self.low.swap(low, Ordering::Relaxed) != low {
+                    match low {
+                        true => tracing::warn!(
+                            free,
+                            reserve = self.reserve,
+                            "the disk is below its reserve: no writes"
+                        ),
+                        false => tracing::info!(free, "the disk has room again: writes are taken"),
+                    }
+                }
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, dir = %self.dir.display(), "cannot tell how much disk is free")
+            }
+        }
+    }
+
+    pub(super) fn free(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+
+    /// Below the reserve: as primary, no writes.
+    pub(super) fn is_low(&self) -> bool {
+        self.low.load(Ordering::Relaxed)
+    }
+
+    /// Below half the reserve: as backup, no entries either.
+    pub(super) fn is_nearly_full(&self) -> bool {
+        self.free() < self.reserve / 2
+    }
+
+    pub(super) fn is_low_on(&self, id: NodeId) -> bool {
+        let peers = self.peers_low.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.get(&id).copied().unwrap_or(false)
+    }
+
+    pub(super) fn error(&self) -> NodeError {
+        let text = format!(
+            "the disk of this server has {} MiB free, below its reserve of {} MiB: it takes no writes. Free some space \
+             there; it goes on by itself",
+            self.free() >> 20,
+            self.reserve >> 20
+        );
+        NodeError::not_applied(Code::DiskFull, text).retry_after(1000)
+    }
+}
+
+async fn watch_disk(inner: Arc<Inner>) {
+    loop {
+        tokio::time::sleep(DISK).await;
+        inner.disk.look();
+        if !inner.disk.is_low() || !inner.is_leader() {
+            continue;
+        }
+        // Leadership moves where another server has room.
+        let members = inner.members();
+        let statuses = join_all(members.iter().map(|(id, info)| inner.ask_status(*id, info))).await;
+        let low: HashMap<NodeId, bool> = members
+            .keys()
+            .zip(statuses)
+            .map(|(id, status)| (*id, status.is_none_or(|status| status.disk_low)))
+            .collect();
+        *inner.disk.peers_low.lock().unwrap_or_else(PoisonError::into_inner) = low;
+        inner.hand_over(Duration::from_secs(2)).await;
+    }
+}

@@ -1,0 +1,263 @@
+//! The answering end, on `--peer-listen`.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use quorate_storage::codec;
+use quorate_storage::node_disk::open_files;
+use quorate_storage::raft_types::NodeId;
+use tokio::io::{AsyncWriteExt as _, WriteHalf};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::Stream;
+use super::frame::{ClusterId, Frame, FrameReader, Kind, Route};
+use crate::error::{Code, NodeError};
+use crate::message::{Reply, Request};
+
+/// Connections at once, if the system allows four times as many open files; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 512;
+/// Requests of one connection that are handled at once.
+const MAX_REQUESTS: usize = 1024;
+/// A frame that was begun must grow within this time, and a new connection must begin one.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection without any frame for so long is closed: lanes dial again when they need to.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Replies are gathered into writes of about this size.
+const WRITE_BYTES: usize = 256 << 10;
+
+/// Who this server is: what an incoming frame must name.
+#[derive(Debug, Clone, Copy)]
+pub struct Local {
+    /// The cluster's id.
+    pub cluster: ClusterId,
+    /// This node's id.
+    pub node: NodeId,
+}
+
+/// A reply that is under way while the next request may be handled.
+pub struct Ordered(pub oneshot::Receiver<Result<Reply, NodeError>>);
+
+/// What answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// What the handler keeps for one connection's ordered requests.
+    type Pipe: Send;
+
+    /// Handles one request; many run at once.
+    fn handle(&self, from: NodeId, request: Request) -> BoxFuture<'_, Result<Reply, NodeError>>;
+
+    /// Handles a request that must keep its order with the others of its connection; returns when
+    /// the next one may come. `pipe` lives as long as the connection.
+    fn handle_ordered<'a>(
+        &'a self,
+        from: NodeId,
+        request: Request,
+        pipe: &'a mut Option<Self::Pipe>,
+    ) -> BoxFuture<'a, Ordered>;
+}
+
+/// Accepts connections until `stop` turns true; then closes them all.
+pub async fn serve<H: Handler>(
+    listener: TcpListener,
+    local: Local,
+    handler: Arc<H>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS.min(open_files() / 4)));
+    loop {
+        let slot = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
+        let accepted = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of file descriptors, usually: connections that end free some.
+                tracing::warn!(error = %e, "cannot accept a peer's connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let (handler, mut stop) = (Arc::clone(&handler), stop.clone());
+        tokio::spawn(async move {
+            let _slot = slot;
+            let peer = stream.peer_addr();
+            let served = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => Ok(()),
+                served = connection(Box::new(stream), local, handler) => served,
+            };
+            if let Err(e) = served {
+                tracing::debug!(?peer, error = %e, "a peer's connection ended");
+            }
+        });
+    }
+}
+
+/// Serves one connection until it ends.
+async fn connection<H: Handler>(stream: Box<dyn Stream>, local: Local, handler: Arc<H>) -> io::Result<()> {
+    let (reader, writer) = tokio::io::split(stream);
+    let (outbox, replies) = mpsc::channel(MAX_REQUESTS);
+    let requests = read_requests(FrameReader::new(reader).at_home_in(local.cluster), local, handler, outbox);
+    let writing = write_replies(writer, replies);
+    tokio::select! {
+        ended = requests => ended,
+        ended = writing => ended,
+    }
+}
+
+async fn read_requests<H: Handler, R: tokio::io::AsyncRead + Unpin>(
+    mut frames: FrameReader<R>,
+    local: Local,
+    handler: Arc<H>,
+    outbox: mpsc::Sender<Frame>,
+) -> io::Result<()> {
+    let slots = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let mut pipe = None;
+    let (ordered, waiting) = mpsc::channel(MAX_REQUESTS);
+    let ordering = tokio::spawn(send_in_order(waiting, outbox.clone()));
+    let _stop_ordering = AbortOnDrop(ordering);
+    let mut known = false;
+    while let Some(frame) = next_frame(&mut frames, known).await? {
+        known = true;
+        let Frame { kind, id, route, content } = frame;
+        let back = Route { cluster: local.cluster, from: local.node, to: route.from };
+        let request = match check(route, local, &content) {
+            Ok(request) => request,
+            Err(refused) => {
+                let _ = outbox.send(reply_frame(id, back, Err(refused))).await;
+                continue;
+            }
+        };
+        match kind {
+            Kind::Reply => {}
+            Kind::Ordered => {
+                let Ordered(reply) = handler.handle_ordered(route.from, request, &mut pipe).await;
+                let _ = ordered.send((id, back, reply)).await;
+            }
+            Kind::Request => {
+                let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+                    return Ok(());
+                };
+                let (handler, outbox) = (Arc::clone(&handler), outbox.clone());
+                tokio::spawn(async move {
+                    let reply = handler.handle(route.from, request).await;
+                    let _ = outbox.send(reply_frame(id, back, reply)).await;
+                    drop(slot);
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The next frame. A frame that was begun must make progress; a quiet connection may be quiet a while, once its
+/// end is known by a frame.
+async fn next_frame<R: tokio::io::AsyncRead + Unpin>(
+    frames: &mut FrameReader<R>,
+    known: bool,
+) -> io::Result<Option<Frame>> {
+    let patience = if known { IDLE_TIMEOUT } else { FRAME_TIMEOUT };
+    let mut quiet = Duration::ZERO;
+    loop {
+        let before = frames.buffered();
+        match timeout(FRAME_TIMEOUT, frames.next()).await {
+            Ok(frame) => return frame,
+            Err(_) if frames.in_frame() && frames.buffered() == before => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame stopped half way"));
+            }
+            Err(_) if frames.in_frame() => {}
+            Err(_) => {
+                quiet += FRAME_TIMEOUT;
+                if quiet >= patience {
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
+
+/// Checks cluster and target, and decodes. A server that joins knows neither.
+fn check(route: Route, local: Local, content: &Bytes) -> Result<Request, NodeError> {
+    let refused = |detail: String| Err(NodeError::not_applied(Code::Refused, detail));
+    let request: Request = match codec::decode(content) {
+        Ok(request) => request,
+        Err(e) => return refused(format!("malformed request: {e}")),
+    };
+    let joins = matches!(request, Request::Join(_));
+    if route.cluster != local.cluster && !(joins && route.cluster == [0; 16]) {
+        return refused(format!(
+            "the request is for cluster {}, this server belongs to cluster {}: two clusters' addresses are mixed up",
+            hex(&route.cluster),
+            hex(&local.cluster)
+        ));
+    }
+    let open = matches!(request, Request::Join(_) | Request::Announce { .. } | Request::Status);
+    if route.to != local.node && !(open && route.to == 0) {
+        return refused(format!(
+            "the request is for node {}, this is node {}: another server took over its address",
+            route.to, local.node
+        ));
+    }
+    Ok(request)
+}
+
+/// A cluster id as text.
+pub fn hex(id: &ClusterId) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+type Waiting = (u64, Route, oneshot::Receiver<Result<Reply, NodeError>>);
+
+async fn send_in_order(mut waiting: mpsc::Receiver<Waiting>, outbox: mpsc::Sender<Frame>) {
+    while let Some((id, back, reply)) = waiting.recv().await {
+        let reply = reply.await.unwrap_or_else(|_| {
+            Err(NodeError::unknown(
+                Code::Failed,
+                "the request was dropped: the node stops, or the stream was reset",
+            ))
+        });
+        if outbox.send(reply_frame(id, back, reply)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn reply_frame(id: u64, route: Route, reply: Result<Reply, NodeError>) -> Frame {
+    Frame { kind: Kind::Reply, id, route, content: codec::encode(&reply).into() }
+}
+
+async fn write_replies(
+    mut writer: WriteHalf<Box<dyn Stream>>,
+    mut replies: mpsc::Receiver<Frame>,
+) -> io::Result<()> {
+    let mut buffer = BytesMut::with_capacity(16 << 10);
+    while let Some(frame) = replies.recv().await {
+        buffer.clear();
+        frame.encode_into(&mut buffer);
+        while buffer.len() < WRITE_BYTES {
+            match replies.try_recv() {
+                Ok(frame) => frame.encode_into(&mut buffer),
+                Err(_) => break,
+            }
+        }
+        writer.write_all(&buffer).await?;
+    }
+    Ok(())
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,14 @@
+//! Whole clusters in one process, over a network that the tests control.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+mod elections;
+mod members;
+mod partitions;
+mod proposer;
+mod reads;
+mod scenarios;
+mod snapshots;
+mod time;

@@ -1,0 +1,352 @@
+//! `quorate client`: counters and registers.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::connect::{ConnectFlags, background_runtime, runtime};
+use super::output::{CliError, Exit, Output, Printed};
+use super::{console, repeat, watch};
+use crate::client::{Client, Error, ListQuery, ReadLevel, SessionMode};
+use crate::config::{self, Config, ConfigError};
+
+const EXAMPLE: &str = "\
+Examples:
+  quorate client add 5                        # counter \"default\"
+  quorate client add -5 --counter hits
+  quorate client get --read stale --max-age 1s
+  quorate client register set hello --name greeting
+  quorate client console";
+
+/// How long the end of a session may keep a command that is done already.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct ClientArgs {
+    #[command(flatten)]
+    connect: ConnectFlags,
+    #[command(flatten)]
+    common: CommonFlags,
+    /// Work in the session of this name; `off` works without (a lost reply is then an unknown outcome)
+    #[arg(long, global = true, value_name = "NAME|off")]
+    session: Option<String>,
+    #[command(subcommand)]
+    action: Action,
+}
+
+/// What every single command takes, on the command line and in the console.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct CommonFlags {
+    /// Which counter [default: default]
+    #[arg(long, global = true, value_name = "NAME")]
+    counter: Option<String>,
+    /// How fresh what is read has to be [default: linearizable]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    read: Option<ReadName>,
+    /// The greatest age of a stale read
+    #[arg(long, global = true, value_name = "TIME", value_parser = config::duration)]
+    max_age: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadName {
+    /// Contains everything that was acknowledged before
+    Linearizable,
+    /// The same while the servers' clocks run at about the same speed
+    Lease,
+    /// Whatever the asked server has
+    Stale,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    #[command(flatten)]
+    Single(Single),
+    /// Print events as they happen
+    #[command(after_help = "Example:\n  quorate client watch hits --from 42")]
+    Watch(watch::WatchArgs),
+    /// Work with history, completion and help
+    #[command(after_help = "Example:\n  quorate client console")]
+    Console,
+    /// Set the register to text and count, again and again
+    #[command(after_help = "Example:\n  quorate client loop --every 1s --text hello_world")]
+    Loop(repeat::LoopArgs),
+}
+
+/// A command with one reply.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum Single {
+    /// Add to the counter
+    #[command(after_help = "Example:\n  quorate client add -5 --counter hits")]
+    Add {
+        /// How much; may be negative
+        #[arg(value_name = "N", allow_negative_numbers = true)]
+        amount: i64,
+    },
+    /// Subtract from the counter
+    #[command(after_help = "Example:\n  quorate client minus 3")]
+    Minus {
+        /// How much; may be negative
+        #[arg(value_name = "N", allow_negative_numbers = true)]
+        amount: i64,
+    },
+    /// Read the counter
+    #[command(after_help = "Example:\n  quorate client get --counter hits")]
+    Get,
+    /// Set the counter
+    #[command(after_help = "Example:\n  quorate client set 100")]
+    Set {
+        /// The value
+        #[arg(value_name = "N", allow_negative_numbers = true)]
+        value: i64,
+    },
+    /// Set the counter if it has a certain value
+    #[command(after_help = "Example:\n  quorate client cas 100 101")]
+    Cas {
+        /// The value that it must have
+        #[arg(value_name = "OLD", allow_negative_numbers = true)]
+        expect: i64,
+        /// The value that it gets
+        #[arg(value_name = "NEW", allow_negative_numbers = true)]
+        value: i64,
+    },
+    /// Delete the counter
+    #[command(after_help = "Example:\n  quorate client delete --counter hits")]
+    Delete,
+    /// Work with a register
+    #[command(after_help = "Example:\n  quorate client register set hello --name greeting")]
+    Register(RegisterArgs),
+    /// List the counters
+    #[command(after_help = "Example:\n  quorate client list --prefix page/")]
+    List(ListArgs),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct RegisterArgs {
+    /// Which register [default: default]
+    #[arg(long, global = true, value_name = "NAME")]
+    name: Option<String>,
+    #[command(subcommand)]
+    action: RegisterAction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum RegisterAction {
+    /// Read the register
+    #[command(after_help = "Example:\n  quorate client register get")]
+    Get,
+    /// Set the register
+    #[command(after_help = "Example:\n  quorate client register set hello")]
+    Set {
+        /// The text
+        #[arg(allow_hyphen_values = true)]
+        text: String,
+    },
+    /// Append to the register
+    #[command(after_help = "Example:\n  quorate client register append ' world'")]
+    Append {
+        /// The text
+        #[arg(allow_hyphen_values = true)]
+        text: String,
+    },
+    /// Set the register if it has a certain text, or none
+    #[command(after_help = "Examples:\n  quorate client register cas hello goodbye\n  \
+                            quorate client register cas --absent hello")]
+    Cas {
+        /// It must be absent; then only NEW is given
+        #[arg(long)]
+        absent: bool,
+        /// The text that it must have, and the text that it gets
+        #[arg(value_names = ["OLD", "NEW"], num_args = 1..=2, required = true, allow_negative_numbers = true)]
+        texts: Vec<String>,
+    },
+    /// Delete the register
+    #[command(after_help = "Example:\n  quorate client register delete")]
+    Delete,
+    /// List the registers
+    #[command(after_help = "Example:\n  quorate client register list --prefix user/")]
+    List(ListArgs),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct ListArgs {
+    /// Only names that begin with this
+    #[arg(long, default_value = "")]
+    prefix: String,
+    /// Only names after this one
+    #[arg(long, value_name = "NAME")]
+    after: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    limit: u32,
+}
+
+/// The names and the read level of one command, completed.
+#[derive(Debug, Clone)]
+pub(crate) struct Defaults {
+    counter: String,
+    pub(crate) register: String,
+    level: ReadLevel,
+}
+
+impl Defaults {
+    fn resolve(flags: CommonFlags, config: &Config) -> Result<Self, ConfigError> {
+        let name = |key, flag| {
+            config.pick(key, flag, config::parsed).map(|name| name.unwrap_or_else(|| "default".to_owned()))
+        };
+        let read = config.pick("read", flags.read, |text| ReadName::from_str(text, false))?;
+        let level = level(read.unwrap_or(ReadName::Linearizable), flags.max_age);
+        Ok(Self { counter: name("counter", flags.counter)?, register: name("register", None)?, level })
+    }
+
+    /// The same, with what a line of the console says.
+    pub(crate) fn with(&self, flags: CommonFlags) -> Self {
+        Self {
+            counter: flags.counter.unwrap_or_else(|| self.counter.clone()),
+            register: self.register.clone(),
+            level: flags.read.map_or(self.level, |read| level(read, flags.max_age)),
+        }
+    }
+}
+
+fn level(read: ReadName, max_age: Option<Duration>) -> ReadLevel {
+    match read {
+        ReadName::Linearizable => ReadLevel::Linearizable,
+        ReadName::Lease => ReadLevel::Lease,
+        ReadName::Stale => ReadLevel::Stale { max_age },
+    }
+}
+
+pub(crate) fn run(arguments: ClientArgs, config: &Config) -> Result<Exit, CliError> {
+    if let Action::Single(Single::Register(register)) = &arguments.action {
+        register.check()?;
+    }
+    let connection = arguments.connect.resolve(config)?;
+    let defaults = Defaults::resolve(arguments.common, config)?;
+    let session = match config.pick("session", arguments.session, config::parsed)?.as_deref() {
+        None => SessionMode::Anonymous,
+        Some("off") => SessionMode::Off,
+        Some(name) => SessionMode::Named(name.to_owned()),
+    };
+    let client = connection.builder().session(session).build()?;
+    super::log_to_stderr("warn")?;
+    if matches!(arguments.action, Action::Console) {
+        return console::run(&background_runtime()?, &client, &defaults, &connection);
+    }
+    runtime()?.block_on(async {
+        let result = match arguments.action {
+            Action::Single(single) => print_single(&client, &single, &defaults, connection.output()).await,
+            Action::Watch(events) => watch::run(&client, &events, &connection).await,
+            Action::Loop(every) => repeat::run(&client, &every, &defaults, connection.output()).await,
+            Action::Console => Ok(Exit::Done),
+        };
+        close(&client).await;
+        result
+    })
+}
+
+/// Ends the session. It would expire by itself, so nobody is kept waiting for long and no failure is reported. A named
+/// session stays: the next command of that name goes on with it.
+pub(crate) async fn close(client: &Client) {
+    if client.has_named_session() {
+        return;
+    }
+    let _ = client.with_timeout(CLOSE_TIMEOUT).close().await;
+}
+
+/// Carries out one command and prints what it brought.
+pub(crate) async fn print_single(
+    client: &Client,
+    single: &Single,
+    defaults: &Defaults,
+    output: Output,
+) -> Result<Exit, CliError> {
+    match perform(client, single, defaults).await {
+        Ok(printed) => drop(output.reply(&printed)?),
+        Err(error) => {
+            output.refusal(&error)?;
+            return Err(error.into());
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn perform(client: &Client, single: &Single, defaults: &Defaults) -> Result<Printed, Error> {
+    let counter = client.counter(&defaults.counter);
+    let reply = match single {
+        Single::Add { amount } => counter.add(*amount).await?,
+        Single::Minus { amount } => counter.minus(*amount).await?,
+        Single::Set { value } => counter.set(*value).await?,
+        Single::Cas { expect, value } => counter.compare_and_set(*expect, *value).await?,
+        Single::Delete => counter.delete().await?,
+        Single::Get => {
+            let reply = counter.get(defaults.level).await?;
+            return Ok(Printed { value: reply.value.to_string(), body: reply.body });
+        }
+        Single::List(list) => {
+            let reply = client.counters(&list.query(), defaults.level).await?;
+            let rows: Vec<_> =
+                reply.counters.iter().map(|row| format!("{}\t{}", row.name, row.value)).collect();
+            list.note_more(rows.len(), reply.counters.last().map(|row| row.name.as_str()));
+            return Ok(Printed { value: rows.join("\n"), body: reply.body });
+        }
+        Single::Register(register) => return register.perform(client, defaults).await,
+    };
+    Ok(Printed { value: reply.value.to_string(), body: reply.body })
+}
+
+impl RegisterArgs {
+    /// What clap cannot check by itself.
+    pub(crate) fn check(&self) -> Result<(), CliError> {
+        match &self.action {
+            RegisterAction::Cas { absent, texts } if texts.len() != if *absent { 1 } else { 2 } => {
+                Err(CliError::usage(
+                    "register cas takes OLD and NEW, or --absent and NEW; for example: register cas hello goodbye",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn perform(&self, client: &Client, defaults: &Defaults) -> Result<Printed, Error> {
+        let name = self.name.as_deref().unwrap_or(&defaults.register);
+        let register = client.register(name);
+        let reply = match &self.action {
+            RegisterAction::Set { text } => register.set(text).await?,
+            RegisterAction::Append { text } => register.append(text).await?,
+            RegisterAction::Cas { texts, .. } => match texts.as_slice() {
+                [expect, text] => register.compare_and_set(Some(expect), text).await?,
+                _ => register.compare_and_set(None, &texts.concat()).await?,
+            },
+            RegisterAction::Delete => register.delete().await?,
+            RegisterAction::Get => {
+                let reply = register.get(defaults.level).await?;
+                if reply.text.is_none() {
+                    Output::note(&format!("register {name} is absent"));
+                }
+                return Ok(Printed { value: reply.data.text.unwrap_or_default(), body: reply.body });
+            }
+            RegisterAction::List(list) => {
+                let reply = client.registers(&list.query(), defaults.level).await?;
+                let rows: Vec<_> =
+                    reply.registers.iter().map(|row| format!("{}\t{}", row.name, row.text)).collect();
+                list.note_more(rows.len(), reply.registers.last().map(|row| row.name.as_str()));
+                return Ok(Printed { value: rows.join("\n"), body: reply.body });
+            }
+        };
+        Ok(Printed { value: reply.data.text.unwrap_or_default(), body: reply.body })
+    }
+}
+
+impl ListArgs {
+    fn query(&self) -> ListQuery {
+        ListQuery { prefix: self.prefix.clone(), after: self.after.clone(), limit: Some(self.limit) }
+    }
+
+    fn note_more(&self, rows: usize, last: Option<&str>) {
+        if let (true, Some(last)) = (rows == self.limit as usize, last) {
+            Output::note(&format!("there may be more: --after {last}"));
+        }
+    }
+}

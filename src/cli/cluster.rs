@@ -1,0 +1,196 @@
+//! `quorate cluster`: make a cluster, look at it, change it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::connect::{ConnectFlags, Connection, runtime};
+use super::output::{CliError, Exit, Output, Printed};
+use super::server_args::IdentityFlags;
+use super::status;
+use crate::client::{Client, Error, MembershipChange};
+use crate::config::Config;
+
+const EXAMPLE: &str = "\
+Examples:
+  quorate cluster status
+  quorate cluster promote S4
+  quorate cluster set mode active";
+const INIT_EXAMPLE: &str = "\
+Example:
+  quorate cluster init --name S1 --data d1 --listen 127.0.0.1:8001 --peer-listen 127.0.0.1:9001
+
+It makes a new cluster of one server in an empty directory, once, and exits. Then start `quorate server` with the same
+flags, and more servers with --join.";
+/// A membership change waits for a server to catch up and for two commits: it takes longer than a command.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(35);
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct ClusterArgs {
+    #[command(flatten)]
+    connect: ConnectFlags,
+    #[command(subcommand)]
+    action: ClusterAction,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterAction {
+    /// Make a new cluster of one server
+    #[command(after_help = INIT_EXAMPLE)]
+    Init(IdentityFlags),
+    /// Show servers, roles and progress
+    #[command(after_help = "Example:\n  quorate cluster status --json")]
+    Status,
+    /// Show who votes and who learns
+    #[command(after_help = "Example:\n  quorate cluster members")]
+    Members,
+    /// Show the commands that were applied
+    #[command(after_help = "Example:\n  quorate cluster log --from 100 --limit 20")]
+    Log {
+        /// The first revision [default: the oldest kept]
+        #[arg(long, value_name = "REVISION")]
+        from: Option<u64>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
+    /// Make a learner a voter
+    #[command(after_help = "Example:\n  quorate cluster promote S4")]
+    Promote(Change),
+    /// Make a voter a learner
+    #[command(after_help = "Example:\n  quorate cluster demote S2")]
+    Demote(Change),
+    /// Drop a server
+    #[command(after_help = "Example:\n  quorate cluster remove S2")]
+    Remove(Change),
+    /// Hand the primary's office over
+    #[command(after_help = "Example:\n  quorate cluster transfer S2")]
+    Transfer {
+        /// To whom [default: the best one]
+        name: Option<String>,
+    },
+    /// Write a snapshot, as a backup
+    #[command(after_help = "Example:\n  quorate cluster snapshot")]
+    Snapshot,
+    /// Change a replicated setting
+    #[command(after_help = "Example:\n  quorate cluster set mode active")]
+    Set {
+        /// The setting, such as mode
+        name: String,
+        /// Its value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Change {
+    /// The server's name
+    name: String,
+    /// Only if the membership is still the one with this log id (`membership.log_id` of `status --json`)
+    #[arg(long, value_name = "LOG_ID")]
+    if_membership: Option<String>,
+}
+
+pub(crate) fn run(arguments: ClusterArgs, file: Option<&Path>) -> Result<Exit, CliError> {
+    if let ClusterAction::Init(flags) = arguments.action {
+        let arguments = flags.resolve(&Config::load(file, "server")?)?;
+        super::log_to_stderr("info")?;
+        let done = format!(
+            "{} is the first server of a new cluster, in {}; start it with `quorate server` and the same flags",
+            arguments.name,
+            arguments.data.display()
+        );
+        crate::server::init(arguments).map_err(CliError::failed)?;
+        Output::note(&done);
+        return Ok(Exit::Done);
+    }
+    let config = Config::load(file, "cluster")?;
+    let changes = matches!(
+        arguments.action,
+        ClusterAction::Promote(_)
+            | ClusterAction::Demote(_)
+            | ClusterAction::Remove(_)
+            | ClusterAction::Transfer { .. }
+    );
+    let connection = if changes {
+        arguments.connect.resolve_with(&config, CHANGE_TIMEOUT)?
+    } else {
+        arguments.connect.resolve(&config)?
+    };
+    let client = connection.builder().build()?;
+    super::log_to_stderr("warn")?;
+    match runtime()?.block_on(perform(&client, &arguments.action)) {
+        Ok(printed) => drop(connection.output().reply(&printed)?),
+        Err(error) => return Err(report(&connection, error)?),
+    }
+    Ok(Exit::Done)
+}
+
+fn report(connection: &Connection, error: Error) -> Result<CliError, CliError> {
+    connection.output().refusal(&error)?;
+    Ok(error.into())
+}
+
+async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Error> {
+    match action {
+        // Handled before a client is needed.
+        ClusterAction::Init(_) => Ok(Printed { value: String::new(), body: String::new() }),
+        ClusterAction::Status => {
+            let reply = client.cluster().await?;
+            Ok(Printed { value: status::render(&reply), body: reply.body })
+        }
+        ClusterAction::Members => {
+            let reply = client.cluster().await?;
+            Ok(Printed { value: status::render_members(&reply), body: reply.body })
+        }
+        ClusterAction::Log { from, limit } => {
+            let reply = client.log(*from, Some(*limit)).await?;
+            if let Some(next) = reply.next.filter(|_| reply.deltas.len() == *limit as usize) {
+                Output::note(&format!("there may be more: --from {next}"));
+            }
+            Ok(Printed { value: status::render_log(&reply), body: reply.body })
+        }
+        ClusterAction::Promote(change) => change.carry_out(client, MembershipChange::Promote).await,
+        ClusterAction::Demote(change) => change.carry_out(client, MembershipChange::Demote).await,
+        ClusterAction::Remove(change) => change.carry_out(client, MembershipChange::Remove).await,
+        ClusterAction::Transfer { name } => {
+            let reply = client.transfer(name.as_deref()).await?;
+            let value = text_of(&reply, "primary").unwrap_or_else(|| "transferred".to_owned());
+            Ok(Printed { value, body: reply.body })
+        }
+        ClusterAction::Snapshot => {
+            let reply = client.snapshot().await?;
+            let (server, revision) = (&reply["server"], &reply["revision"]);
+            Output::note(&format!("written by {} at revision {revision}", status::plain(server)));
+            let value = text_of(&reply, "file").unwrap_or_else(|| reply.body.clone());
+            Ok(Printed { value, body: reply.body })
+        }
+        ClusterAction::Set { name, value } => {
+            // `true` and `3` are what they look like; anything else is a text.
+            let value: Value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.clone()));
+            let reply = client.set_setting(name, &value).await?;
+            Ok(Printed { value: format!("{name} = {}", status::plain(&value)), body: reply.body })
+        }
+    }
+}
+
+impl Change {
+    async fn carry_out(&self, client: &Client, change: MembershipChange) -> Result<Printed, Error> {
+        let guard = self.if_membership.clone().map(Value::String);
+        let reply = client.change_membership(change, &self.name, guard.as_ref()).await?;
+        let done = match change {
+            MembershipChange::Promote => "is a voter",
+            MembershipChange::Demote => "is a learner",
+            MembershipChange::Remove => "is removed",
+        };
+        Ok(Printed { value: format!("{} {done}", self.name), body: reply.body })
+    }
+}
+
+fn text_of(value: &Value, key: &str) -> Option<String> {
+    value.get(key).and_then(Value::as_str).map(str::to_owned)
+}

@@ -1,0 +1,159 @@
+//! The command line.
+//!
+//! stdout carries the value and a newline (with `--json` the HTTP body); everything else goes to stderr. The exit
+//! code is 0 when it was done, 1 when it was refused or failed for certain, 2 for a mistake in the command line or the
+//! configuration, and 3 when the outcome is unknown.
+
+mod bench;
+mod client;
+mod cluster;
+mod connect;
+mod console;
+mod output;
+mod repeat;
+pub mod server_args;
+mod status;
+#[cfg(test)]
+mod tests;
+mod watch;
+mod words;
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+use quorate_storage::service::Registry;
+
+use crate::config::Config;
+use output::{CliError, Exit, Output};
+use server_args::ServerFlags;
+
+/// What `--version` prints after the name.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\ncommit {}\ndisk format {}\npeer protocol {}",
+        env!("CARGO_PKG_VERSION"),
+        env!("QUORATE_COMMIT"),
+        quorate_storage::FORMAT_VERSION,
+        quorate_cluster::PROTOCOL_VERSION
+    )
+});
+
+const ABOUT: &str = "Replicated state machines that people can simply run";
+const EXAMPLE: &str = "\
+Examples:
+  quorate cluster init --name S1 --data d1 --listen 127.0.0.1:8001 --peer-listen 127.0.0.1:9001
+  quorate server --name S1 --data d1 --listen 127.0.0.1:8001 --peer-listen 127.0.0.1:9001
+  quorate client add 5
+  quorate cluster status
+
+Settings: flags, then QUORATE_* (QUORATE_SERVERS for --servers), then the --config file, then defaults.
+Exit codes: 0 done, 1 refused or failed for certain, 2 usage, 3 outcome unknown.";
+const SERVER_EXAMPLE: &str = "\
+Example:
+  quorate server --name S2 --data d2 --listen 127.0.0.1:8002 --peer-listen 127.0.0.1:9002 --join 127.0.0.1:9001
+
+The first server of a cluster is made by `quorate cluster init`; the others join through --join. A server that has
+its data goes on as who it is.";
+const COMPLETIONS_EXAMPLE: &str = "\
+Example:
+  quorate completions bash > ~/.local/share/bash-completion/completions/quorate";
+
+#[derive(Debug, Parser)]
+#[command(name = "quorate", about = ABOUT, version, long_version = LONG_VERSION.as_str(), after_help = EXAMPLE)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    /// A TOML file with settings [env: QUORATE_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a server
+    #[command(after_help = SERVER_EXAMPLE)]
+    Server(Box<ServerFlags>),
+    /// Make, look at and change a cluster
+    Cluster(Box<cluster::ClusterArgs>),
+    /// Work with counters and registers
+    Client(Box<client::ClientArgs>),
+    /// Measure a cluster's speed
+    Bench(Box<bench::BenchArgs>),
+    /// Print completions for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLE)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+/// Runs the command line with the services that ship with Quorate and says how it ended.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run_with(arguments, crate::services::registry())
+}
+
+/// Runs the command line; a server runs the services of `registry`.
+pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registry) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            // There is nobody left to tell when this cannot be printed.
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    match dispatch(cli, registry) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            Output::error(&error.message);
+            error.exit.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
+    let file = cli.config.as_deref();
+    match cli.command {
+        Command::Server(flags) => {
+            let arguments = flags.resolve(&Config::load(file, "server")?)?;
+            log_to_stderr(&arguments.log_level)?;
+            crate::server::run(arguments, registry).map_err(CliError::failed)?;
+            Ok(Exit::Done)
+        }
+        Command::Cluster(arguments) => cluster::run(*arguments, file),
+        Command::Client(arguments) => client::run(*arguments, &Config::load(file, "client")?),
+        Command::Bench(arguments) => bench::run(*arguments, &Config::load(file, "bench")?),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "quorate", &mut script);
+            Output::raw(&script)?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+/// Sends the log to stderr. `directives` is a level, or for example `quorate=debug,info`.
+fn log_to_stderr(directives: &str) -> Result<(), CliError> {
+    // openraft tells every vote and every heartbeat at info.
+    let directives = match directives {
+        "info" => "info,openraft=warn,raft_log=warn,chunked_wal=warn",
+        other => other,
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+        .map_err(|error| CliError::usage(format!("--log-level {directives}: {error}")))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    // A second call in one process (a test) keeps the first log.
+    let _ = subscriber.try_init();
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! The flags of `quorate server` and `quorate cluster init`, and what they come to with environment and file.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use quorate_cluster::node::LOG_KEEP;
+
+use crate::config::{self, Config, ConfigError};
+
+/// What keeps free on the disk when nothing else is said.
+const DEFAULT_DISK_RESERVE: u64 = 256 << 20;
+const DEFAULT_LOG_LEVEL: &str = "info";
+
+/// Everything that `quorate server` was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerArgs {
+    /// The server's stable name.
+    pub name: String,
+    /// Its directory on disk.
+    pub data: PathBuf,
+    /// Where it serves clients.
+    pub listen: SocketAddr,
+    /// Where it serves the other servers.
+    pub peer_listen: SocketAddr,
+    /// Servers of the cluster to join, as `HOST:PORT` of their peer ports.
+    pub join: Vec<String>,
+    /// The URL that clients reach it under; made from `listen` when absent.
+    pub advertise: Option<String>,
+    /// The `HOST:PORT` that the other servers reach it under; `peer_listen` when absent.
+    pub peer_advertise: Option<String>,
+    /// Below so many free bytes on the disk, writes are refused.
+    pub disk_reserve: u64,
+    /// Entries that the log keeps behind a flush.
+    pub log_keep: u64,
+    /// The shortest election time-out; the node's default when absent.
+    pub election_timeout: Option<Duration>,
+    /// The interval of the primary's heartbeats; the node's default when absent.
+    pub heartbeat: Option<Duration>,
+    /// What is logged: a level, or directives such as `quorate=debug,info`.
+    pub log_level: String,
+}
+
+/// Everything that `quorate cluster init` was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitArgs {
+    /// The first server's name.
+    pub name: String,
+    /// Its directory, which must be empty or absent.
+    pub data: PathBuf,
+    /// Where it will serve clients.
+    pub listen: SocketAddr,
+    /// Where it will serve the other servers.
+    pub peer_listen: SocketAddr,
+    /// The URL that clients reach it under; made from `listen` when absent.
+    pub advertise: Option<String>,
+    /// The `HOST:PORT` that the other servers reach it under; `peer_listen` when absent.
+    pub peer_advertise: Option<String>,
+}
+
+/// Who a server is and where it is found: what `server` and `cluster init` have in common.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct IdentityFlags {
+    /// The server's stable name, such as S1
+    #[arg(long)]
+    name: Option<String>,
+    /// The directory that holds its log and state
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// The address to serve clients on, such as 127.0.0.1:8001
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Option<SocketAddr>,
+    /// The address to serve the other servers on, such as 127.0.0.1:9001
+    #[arg(long, value_name = "IP:PORT")]
+    peer_listen: Option<SocketAddr>,
+    /// The URL that clients reach this server under [default: http:// and --listen]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    /// The address that other servers reach this one under [default: --peer-listen]
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
+}
+
+/// The flags of `quorate server`.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct ServerFlags {
+    #[command(flatten)]
+    identity: IdentityFlags,
+    /// Peer addresses of servers to join through, when DIR is empty
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
+    join: Vec<String>,
+    /// Refuse writes when less than this is free on the disk [default: 256MiB]
+    #[arg(long, value_name = "BYTES", value_parser = config::bytes)]
+    disk_reserve: Option<u64>,
+    /// How many log entries to keep behind a flush; a server that lacks older ones gets a snapshot [default: 10000]
+    #[arg(long, value_name = "N")]
+    log_keep: Option<u64>,
+    /// The shortest time without a primary before an election, such as 300ms
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    election_timeout: Option<Duration>,
+    /// The interval of the primary's heartbeats, such as 50ms
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    heartbeat: Option<Duration>,
+    /// What to log on stderr: error, warn, info, debug, trace, or directives [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+impl ServerFlags {
+    pub(crate) fn resolve(self, config: &Config) -> Result<ServerArgs, ConfigError> {
+        let identity = self.identity.resolve(config)?;
+        Ok(ServerArgs {
+            name: identity.name,
+            data: identity.data,
+            listen: identity.listen,
+            peer_listen: identity.peer_listen,
+            join: config.pick_list("join", self.join)?,
+            advertise: identity.advertise,
+            peer_advertise: identity.peer_advertise,
+            disk_reserve: config
+                .pick("disk-reserve", self.disk_reserve, config::bytes)?
+                .unwrap_or(DEFAULT_DISK_RESERVE),
+            log_keep: config.pick("log-keep", self.log_keep, config::parsed)?.unwrap_or(LOG_KEEP),
+            election_timeout: config.pick("election-timeout", self.election_timeout, config::duration)?,
+            heartbeat: config.pick("heartbeat", self.heartbeat, config::duration)?,
+            log_level: config
+                .pick("log-level", self.log_level, config::parsed)?
+                .unwrap_or_else(|| DEFAULT_LOG_LEVEL.to_owned()),
+        })
+    }
+}
+
+impl IdentityFlags {
+    pub(crate) fn resolve(self, config: &Config) -> Result<InitArgs, ConfigError> {
+        Ok(InitArgs {
+            name: config.require("name", self.name, config::parsed)?,
+            data: config.require("data", self.data, config::parsed)?,
+            listen: config.require("listen", self.listen, config::parsed)?,
+            peer_listen: config.require("peer-listen", self.peer_listen, config::parsed)?,
+            advertise: config.pick("advertise", self.advertise, config::parsed)?,
+            peer_advertise: config.pick("peer-advertise", self.peer_advertise, config::parsed)?,
+        })
+    }
+}

@@ -1,0 +1,208 @@
+//! The cluster itself: its status, its log, its membership.
+//!
+//! The status is read leniently: a field that this version does not know is kept aside in the reply's `body`, one that
+//! is missing is empty. So an older client can look at a newer cluster.
+
+use bytes::Bytes;
+use reqwest::Url;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::transport::{Repeat, Request};
+use super::{Client, Reply, Result, decode, servers};
+
+/// What `GET /v1/cluster` tells.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ClusterStatus {
+    /// The cluster's identity.
+    pub cluster_id: Value,
+    /// `active` or `passive`.
+    pub mode: Option<String>,
+    /// The current term.
+    pub term: Option<u64>,
+    /// The name of the primary, when there is one.
+    pub primary: Option<String>,
+    /// Is nothing left to repair?
+    pub settled: Option<bool>,
+    /// Who votes and who learns.
+    pub membership: Membership,
+    /// Every known server.
+    pub servers: Vec<ServerStatus>,
+    /// The replicated settings.
+    pub settings: Map<String, Value>,
+    /// Who is alive, as the fault detectors see it, when they run.
+    pub view: Value,
+}
+
+/// The membership of the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Membership {
+    /// Which log entry set it: what a guarded change names.
+    pub log_id: Value,
+    /// The servers that vote.
+    pub voters: Vec<String>,
+    /// The servers that only follow.
+    pub learners: Vec<String>,
+    /// Is a change half-way?
+    pub joint: bool,
+}
+
+/// One server, as the cluster knows it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct ServerStatus {
+    /// Its name.
+    pub name: String,
+    /// Its present node id.
+    pub node_id: Option<u64>,
+    /// Where clients reach it.
+    pub url: Option<String>,
+    /// Where the other servers reach it.
+    pub peer: Option<String>,
+    /// `primary`, `backup`, `learner` or `witness`.
+    pub role: Option<String>,
+    /// What is known about its life.
+    pub state: Value,
+    /// Does it serve?
+    pub ready: Option<bool>,
+    /// The end of its log.
+    pub last_log: Value,
+    /// What it knows to be committed.
+    pub committed: Value,
+    /// What it has applied.
+    pub applied: Value,
+    /// The revision that it has reached.
+    pub revision: Option<u64>,
+    /// Its last checkpoint.
+    pub checkpoint: Value,
+    /// How many log entries it is behind the primary.
+    pub lag: Option<u64>,
+}
+
+/// A stretch of the log.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LogPage {
+    /// The deltas, in the order of application.
+    pub deltas: Vec<LoggedDelta>,
+    /// The oldest revision that is still kept.
+    pub oldest: Option<u64>,
+    /// Where the next page begins, when there is one.
+    pub next: Option<u64>,
+}
+
+/// One delta of the log.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct LoggedDelta {
+    /// Its revision.
+    pub revision: u64,
+    /// The primary's logged time, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The session that it belongs to, if any.
+    pub session: Option<u64>,
+    /// Its number in the session, if any.
+    pub sequence: Option<u64>,
+    /// The service.
+    pub service: String,
+    /// The command.
+    pub command: Value,
+}
+
+/// A change of the membership, made by hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MembershipChange {
+    /// A learner becomes a voter.
+    Promote,
+    /// A voter becomes a learner.
+    Demote,
+    /// A server is dropped.
+    Remove,
+}
+
+impl MembershipChange {
+    /// The change's name, as the HTTP interface and the command line have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Demote => "demote",
+            Self::Remove => "remove",
+        }
+    }
+}
+
+impl Client {
+    /// The state of the whole cluster, as one server sees it.
+    pub async fn cluster(&self) -> Result<Reply<ClusterStatus>> {
+        self.get(vec!["v1", "cluster"], Vec::new()).await
+    }
+
+    /// The deltas that are still kept, from a revision on.
+    pub async fn log(&self, from: Option<u64>, limit: Option<u32>) -> Result<Reply<LogPage>> {
+        let from = from.map(|from| ("from", from.to_string()));
+        let limit = limit.map(|limit| ("limit", limit.to_string()));
+        self.get(vec!["v1", "log"], from.into_iter().chain(limit).collect()).await
+    }
+
+    /// Changes the membership; with `if_membership`, only if it is still the one with that log id. A change whose
+    /// reply is lost has an unknown outcome: it is not sent a second time.
+    pub async fn change_membership(
+        &self,
+        change: MembershipChange,
+        name: &str,
+        if_membership: Option<&Value>,
+    ) -> Result<Reply<Value>> {
+        let mut body = json!({"op": change.name(), "name": name});
+        if let Some(log_id) = if_membership {
+            body["if_membership"] = log_id.clone();
+        }
+        self.administer("members", &body, Repeat::Harmful).await
+    }
+
+    /// Hands the primary's office to another server, or to the best one when none is named.
+    pub async fn transfer(&self, to: Option<&str>) -> Result<Reply<Value>> {
+        let body = to.map_or_else(|| json!({}), |to| json!({"to": to}));
+        self.administer("transfer", &body, Repeat::Harmful).await
+    }
+
+    /// Has a snapshot written, as a backup.
+    pub async fn snapshot(&self) -> Result<Reply<Value>> {
+        self.administer("snapshot", &json!({}), Repeat::Harmless).await
+    }
+
+    /// Changes a replicated setting.
+    pub async fn set_setting(&self, name: &str, value: &Value) -> Result<Reply<Value>> {
+        // The same value set twice is the same value.
+        self.administer("settings", &json!({ name: value }), Repeat::Harmless).await
+    }
+
+    async fn administer(&self, what: &str, body: &Value, repeat: Repeat) -> Result<Reply<Value>> {
+        let request = Request::post(vec!["v1", "cluster", what], Bytes::from(body.to_string()), repeat);
+        let answer = self.inner.transport.call(&request, self.deadline()).await?;
+        decode(answer, true)
+    }
+}
+
+/// The fields of the status that lead to the primary.
+#[derive(Deserialize)]
+struct WhereIsPrimary {
+    primary: Option<String>,
+    #[serde(default)]
+    servers: Vec<Address>,
+}
+
+#[derive(Deserialize)]
+struct Address {
+    name: String,
+    url: Option<String>,
+}
+
+/// The primary's address, from the body of `GET /v1/cluster`.
+pub(crate) fn primary_url(body: &[u8]) -> Option<Url> {
+    let WhereIsPrimary { primary, servers } = serde_json::from_slice(body).ok()?;
+    let primary = primary?;
+    let url = servers.into_iter().find(|server| server.name == primary)?.url?;
+    servers::parse(&url).ok()
+}

@@ -1,0 +1,250 @@
+//! One request, from its first attempt to its reply or its error.
+//!
+//! Invariant: a request that may have been applied is sent again only when that is harmless, that is with the same
+//! session and sequence, or when it changes nothing. Everything else ends in "outcome unknown" at once.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::{Method, Url};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, timeout_at};
+
+use super::error::Error;
+use super::problem::{Verdict, judge};
+use super::retry::Retries;
+use super::servers::{self, Servers};
+use super::session::Ticket;
+
+/// How many connections a client has in use at the same time; what is more waits its turn.
+const CONNECTIONS_MAX: usize = 256;
+/// How long an idle connection is kept: shorter than the servers do, so that no request meets a closing one.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+/// The largest reply that is read; the largest the servers send is far below it.
+const BODY_MAX: usize = 64 << 20;
+
+/// What a second sending of the same request can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// Nothing is changed by it, however often it is sent.
+    Read,
+    /// It can be sent again: its session and sequence, or its nature, make a repetition harmless.
+    Harmless,
+    /// A second sending may be a second application.
+    Harmful,
+}
+
+/// A request, independent of the server that will get it.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    pub(crate) path: Vec<&'a str>,
+    pub(crate) query: Vec<(&'a str, String)>,
+    pub(crate) body: Option<Bytes>,
+    pub(crate) ticket: Option<&'a Ticket>,
+    pub(crate) repeat: Repeat,
+}
+
+impl<'a> Request<'a> {
+    /// A request that changes nothing.
+    pub(crate) fn get(path: Vec<&'a str>, query: Vec<(&'a str, String)>) -> Self {
+        Self { method: Method::GET, path, query, body: None, ticket: None, repeat: Repeat::Read }
+    }
+
+    /// A request with a body that is sent again only where that is harmless.
+    pub(crate) fn post(path: Vec<&'a str>, body: Bytes, repeat: Repeat) -> Self {
+        Self { method: Method::POST, path, query: Vec::new(), body: Some(body), ticket: None, repeat }
+    }
+
+    /// A request without a body that can be sent any number of times.
+    pub(crate) fn bare(method: Method, path: Vec<&'a str>) -> Self {
+        Self { method, path, query: Vec::new(), body: None, ticket: None, repeat: Repeat::Harmless }
+    }
+
+    fn url(&self, server: &Url) -> Url {
+        let mut url = server.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(&self.path);
+        }
+        if !self.query.is_empty() {
+            url.query_pairs_mut().extend_pairs(&self.query);
+        }
+        url
+    }
+}
+
+/// A reply as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) body: Bytes,
+    pub(crate) server: String,
+    pub(crate) attempts: u32,
+}
+
+/// The connections to all servers, shared by everything that a client does.
+#[derive(Debug)]
+pub(crate) struct Transport {
+    http: reqwest::Client,
+    pub(crate) servers: Servers,
+    connections: Semaphore,
+    pub(super) attempt_timeout: Duration,
+    /// Told when a request had to leave its first server, so that the primary is looked up again.
+    pub(crate) moved: Notify,
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Reply(Bytes),
+    Verdict(u16, Verdict),
+    /// No answer, or none that could be read.
+    Broken {
+        cause: String,
+        sent: bool,
+        timed_out: bool,
+    },
+}
+
+impl Transport {
+    pub(crate) fn new(urls: Vec<Url>, attempt_timeout: Duration) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            // Where to connect is said by flags, `QUORATE_*` and the file alone.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .tcp_nodelay(true)
+            .connect_timeout(attempt_timeout)
+            .pool_max_idle_per_host(CONNECTIONS_MAX)
+            .pool_idle_timeout(IDLE_MAX)
+            .build()?;
+        Ok(Self {
+            http,
+            servers: Servers::new(urls),
+            connections: Semaphore::new(CONNECTIONS_MAX),
+            attempt_timeout,
+            moved: Notify::new(),
+        })
+    }
+
+    /// Sends a request until it is answered, refused, or its deadline has passed.
+    pub(crate) async fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Answer, Error> {
+        let mut retries = Retries::new(self, request, deadline);
+        let Ok(Ok(_connection)) = timeout_at(deadline, self.connections.acquire()).await else {
+            return Err(retries.give_up("no connection was free before the deadline".to_owned()));
+        };
+        loop {
+            let server = retries.route.current().clone();
+            match self.attempt(request, &server, retries.attempt_deadline()).await {
+                Attempt::Reply(body) => {
+                    if retries.history.attempts() > 0 {
+                        self.moved.notify_one();
+                    }
+                    self.servers.prefer(&server);
+                    let attempts = retries.history.attempts() + 1;
+                    return Ok(Answer { body, server: servers::name(&server), attempts });
+                }
+                Attempt::Verdict(status, Verdict::Final(problem)) => {
+                    return Err(retries.refused(&server, status, problem));
+                }
+                Attempt::Verdict(_, Verdict::SessionLost(problem)) => {
+                    if let Some(ticket) = request.ticket {
+                        ticket.session_lost();
+                    }
+                    return Err(retries.session_lost(&server, problem));
+                }
+                Attempt::Verdict(_, Verdict::Retry { problem, maybe_applied, wait }) => {
+                    retries.problem(&server, problem, maybe_applied, wait).await?;
+                }
+                Attempt::Broken { cause, sent, timed_out } => {
+                    retries.broken(&server, cause, sent, timed_out).await?;
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, request: &Request<'_>, server: &Url, until: Instant) -> Attempt {
+        match timeout_at(until, self.exchange(request, server)).await {
+            Ok(attempt) => attempt,
+            Err(_) => Attempt::Broken { cause: "no answer in time".to_owned(), sent: true, timed_out: true },
+        }
+    }
+
+    async fn exchange(&self, request: &Request<'_>, server: &Url) -> Attempt {
+        let mut builder = self.http.request(request.method.clone(), request.url(server));
+        if let Some(body) = &request.body {
+            builder = builder.header("content-type", "application/json").body(body.clone());
+        }
+        if let Some(ticket) = request.ticket {
+            builder = builder
+                .header("quorate-session", ticket.session())
+                .header("quorate-sequence", ticket.sequence())
+                .header("quorate-acked", ticket.acked());
+        }
+        match builder.send().await {
+            Ok(response) => read_answer(response).await,
+            // Only a connection that was never made is certain not to have carried the request.
+            Err(error) => {
+                Attempt::Broken { cause: describe(&error), sent: !error.is_connect(), timed_out: false }
+            }
+        }
+    }
+
+    /// Opens a stream of server-sent events on one server.
+    pub(crate) async fn open_stream(
+        &self,
+        request: &Request<'_>,
+        server: &Url,
+        last_event_id: Option<String>,
+    ) -> Result<reqwest::Response, (String, Option<Verdict>, u16)> {
+        let mut builder = self.http.get(request.url(server)).header("accept", "text/event-stream");
+        if let Some(id) = last_event_id {
+            builder = builder.header("last-event-id", id);
+        }
+        let until = Instant::now() + self.attempt_timeout;
+        let response = match timeout_at(until, builder.send()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => return Err((describe(&error), None, 0)),
+            Err(_) => return Err(("no answer in time".to_owned(), None, 0)),
+        };
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        match timeout_at(until, read_answer(response)).await {
+            Ok(Attempt::Verdict(status, verdict)) => Err((format!("HTTP {status}"), Some(verdict), status)),
+            Ok(Attempt::Broken { cause, .. }) => Err((cause, None, 0)),
+            Ok(Attempt::Reply(_)) | Err(_) => Err(("no answer in time".to_owned(), None, 0)),
+        }
+    }
+}
+
+async fn read_answer(mut response: reqwest::Response) -> Attempt {
+    let status = response.status();
+    let mut body = BytesMut::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= BODY_MAX => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => {
+                let cause = format!("the answer is larger than {BODY_MAX} bytes");
+                return Attempt::Broken { cause, sent: true, timed_out: false };
+            }
+            Ok(None) => break,
+            Err(error) => {
+                return Attempt::Broken { cause: describe(&error), sent: true, timed_out: false };
+            }
+        }
+    }
+    if status.is_success() {
+        return Attempt::Reply(body.freeze());
+    }
+    Attempt::Verdict(status.as_u16(), judge(status.as_u16(), &body))
+}
+
+/// The innermost cause says what happened ("connection refused"); the layers above it only repeat the address.
+fn describe(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if error.is_timeout() && error.is_connect() {
+        return "no connection in time".to_owned();
+    }
+    cause.to_string()
+}

@@ -1,0 +1,227 @@
+//! Status, membership, log, probes.
+
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse as _, Response};
+use quorate_cluster::message::{MemberOp, MembersRequest, NodeStatus};
+use quorate_cluster::node::MemberStatus;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::problem::Problem;
+use super::{Answer, App, CHANGE_TIMEOUT, Shared, deadline, to_json};
+
+const LOG_LIMIT: usize = 100;
+const MAX_LOG_LIMIT: usize = 1000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogParams {
+    from: Option<u64>,
+    limit: Option<usize>,
+}
+
+/// `GET /v1/log`
+pub(super) async fn log(State(app): Shared, Query(params): Query<LogParams>) -> Answer {
+    let limit = params.limit.unwrap_or(LOG_LIMIT).clamp(1, MAX_LOG_LIMIT);
+    let page = app.node.log_page(params.from.unwrap_or(1), limit)?;
+    let deltas: Vec<Value> = page
+        .deltas
+        .into_iter()
+        .map(|delta| {
+            json!({
+                "revision": delta.revision, "time_ms": delta.time, "session": delta.session,
+                "sequence": delta.sequence, "service": delta.service, "command": delta.command,
+            })
+        })
+        .collect();
+    to_json(&json!({ "deltas": deltas, "oldest": page.oldest, "next": page.next }))
+}
+
+/// `GET /v1/status`
+pub(super) async fn status(State(app): Shared) -> Answer {
+    let status = app.node.status()?;
+    let voter = app.node.is_voter();
+    let mut body = describe(&status, voter, app.node.is_primary());
+    body["cluster_id"] = json!(app.node.cluster_id());
+    body["primary"] = json!(app.node.primary_name());
+    body["version"] = json!(env!("CARGO_PKG_VERSION"));
+    body["clock_ahead_ms"] = json!(status.clock_ahead_ms);
+    body["time_ms"] = json!(status.time);
+    to_json(&body)
+}
+
+/// What a server says of itself, as both status pages show it.
+fn describe(status: &NodeStatus, voter: bool, primary: bool) -> Value {
+    json!({
+        "name": status.info.name,
+        "node_id": status.node_id,
+        "url": status.info.url,
+        "peer": status.info.peer,
+        "role": role(status, voter, primary),
+        "state": "alive",
+        "ready": status.ready,
+        "term": status.term,
+        "last_log": status.last_log,
+        "committed": status.committed,
+        "applied": status.applied,
+        "revision": status.revision,
+        "state_hash": format!("{:032x}", status.state_hash),
+        "checkpoint": Value::Null,
+        "flushed": status.flushed,
+        "dirty_bytes": status.dirty_bytes,
+        "log_bytes": status.log_bytes,
+        "disk_free": status.disk_free,
+        "disk_low": status.disk_low,
+        "uptime_secs": status.uptime_secs,
+    })
+}
+
+fn role(status: &NodeStatus, voter: bool, primary: bool) -> &'static str {
+    match (status.info.witness, primary, voter) {
+        (true, _, _) => "witness",
+        (_, true, _) => "primary",
+        (_, _, true) => "backup",
+        _ => "learner",
+    }
+}
+
+/// `GET /v1/cluster`
+pub(super) async fn cluster(State(app): Shared) -> Answer {
+    let status = app.node.cluster_status().await?;
+    let names = |voter: bool| -> Vec<&str> {
+        status.members.iter().filter(|m| m.voter == voter).map(|m| m.info.name.as_str()).collect()
+    };
+    let head = status.members.iter().filter_map(|m| m.status.as_ref()).map(|s| s.last_log).max().unwrap_or(0);
+    let leader = status.members.iter().find_map(|m| m.status.as_ref()?.leader);
+    let servers: Vec<Value> = status.members.iter().map(|member| server(member, leader, head)).collect();
+    to_json(&json!({
+        "cluster_id": status.cluster_id,
+        "mode": status.settings.get("mode"),
+        "term": status.term,
+        "primary": status.primary,
+        "settled": status.settled,
+        "membership": {
+            "log_id": status.membership,
+            "voters": names(true),
+            "learners": names(false),
+            "joint": status.joint,
+        },
+        "servers": servers,
+        "settings": status.settings,
+        "view": Value::Null,
+    }))
+}
+
+fn server(member: &MemberStatus, leader: Option<u64>, head: u64) -> Value {
+    let primary = leader == Some(member.node_id);
+    match &member.status {
+        Some(status) => {
+            let mut server = describe(status, member.voter, primary);
+            server["lag"] = json!(head.saturating_sub(status.applied));
+            server
+        }
+        None => json!({
+            "name": member.info.name,
+            "node_id": member.node_id,
+            "url": member.info.url,
+            "peer": member.info.peer,
+            "role": if member.voter { "backup" } else { "learner" },
+            "state": "away",
+            "ready": false,
+            "last_log": Value::Null,
+            "committed": Value::Null,
+            "applied": Value::Null,
+            "revision": Value::Null,
+            "checkpoint": Value::Null,
+            "lag": Value::Null,
+        }),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members {
+    op: MemberOp,
+    name: String,
+    if_membership: Option<String>,
+}
+
+/// `POST /v1/cluster/members`
+pub(super) async fn members(State(app): Shared, body: Body) -> Answer {
+    let Members { op, name, if_membership } = parse(&app, body).await?;
+    let request = MembersRequest { op, name, if_membership };
+    let reply = app.node.change_members(request, Instant::now() + CHANGE_TIMEOUT).await?;
+    to_json(&reply)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Transfer {
+    to: Option<String>,
+}
+
+/// `POST /v1/cluster/transfer`
+pub(super) async fn transfer(State(app): Shared, body: Body) -> Answer {
+    let Transfer { to } = parse(&app, body).await?;
+    let request =
+        MembersRequest { op: MemberOp::Transfer, name: to.unwrap_or_default(), if_membership: None };
+    let reply = app.node.change_members(request, Instant::now() + CHANGE_TIMEOUT).await?;
+    to_json(&reply)
+}
+
+/// `POST /v1/cluster/settings`
+pub(super) async fn settings(State(app): Shared, body: Body) -> Answer {
+    let settings: std::collections::BTreeMap<String, Value> = parse(&app, body).await?;
+    for (name, value) in &settings {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        app.node.set(name, &value, deadline()).await?;
+    }
+    let status = app.node.cluster_status().await?;
+    to_json(&json!({ "settings": status.settings }))
+}
+
+/// `POST /v1/cluster/snapshot`: writes a snapshot file of this server's state, as a backup.
+pub(super) async fn snapshot(State(app): Shared) -> Answer {
+    if app.node.status()?.disk_low {
+        let text = "the disk of this server is below its reserve, and a snapshot would fill it further: free some space \
+                    there, or ask another server";
+        return Err(Problem::new(507, "disk_full", text));
+    }
+    let (path, meta) = app
+        .node
+        .state()
+        .snapshot_file()
+        .await
+        .map_err(|e| Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}")))?;
+    let bytes = tokio::fs::metadata(&path).await.map(|file| file.len()).unwrap_or(0);
+    to_json(&json!({
+        "server": app.node.name(),
+        "file": path.display().to_string(),
+        "bytes": bytes,
+        "revision": meta.revision,
+        "state_hash": format!("{:032x}", meta.hash),
+    }))
+}
+
+/// `GET /healthz`: the process works. A missing primary is no reason to restart it.
+pub(super) async fn healthz() -> Response {
+    "ok\n".into_response()
+}
+
+/// `GET /readyz`: caught up, and with a primary.
+pub(super) async fn readyz(State(app): Shared) -> Answer {
+    if app.node.ready() {
+        return Ok("ready\n".into_response());
+    }
+    Err(Problem::new(503, "not_ready", "this server has not caught up, or knows no primary, or is stopping"))
+}
+
+async fn parse<T: DeserializeOwned>(app: &App, body: Body) -> Result<T, Problem> {
+    let body = app.bodies.read(body).await?;
+    let body = if body.trim_ascii().is_empty() { b"{}" } else { &body[..] };
+    serde_json::from_slice(body).map_err(|e| Problem::bad_request(e.to_string()))
+}

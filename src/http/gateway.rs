@@ -1,0 +1,353 @@
+//! Commands and queries: JSON at the edge, bytes within.
+
+use axum::body::Bytes;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::HeaderMap;
+use quorate_cluster::node::{Node, ReadLevel};
+use quorate_storage::delta::{Command, DeltaResult, MAX_DELTAS_PER_ENTRY, Outcome};
+use quorate_storage::machine::QueryError;
+use quorate_storage::service::{BadRequest, ErasedService};
+use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::problem::Problem;
+use super::{Answer, Shared, deadline, json};
+
+/// What a request says of its session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct SessionHeaders {
+    session: u64,
+    sequence: u64,
+    acked: u64,
+}
+
+impl SessionHeaders {
+    fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+        let number = |name: &str| match headers.get(name) {
+            None => Ok(None),
+            Some(value) => match value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok()) {
+                Some(number) => Ok(Some(number)),
+                None => Err(Problem::bad_request(format!("the header {name} is not a number"))),
+            },
+        };
+        let (session, sequence) = (number("quorate-session")?, number("quorate-sequence")?);
+        let acked = number("quorate-acked")?.unwrap_or(0);
+        match (session, sequence) {
+            (None, None) => Ok(Self::default()),
+            (Some(session), Some(sequence)) if session > 0 && sequence > 0 => {
+                if acked >= sequence {
+                    return Err(Problem::bad_request(
+                        "Quorate-Acked names this very sequence or a later one: its reply cannot have arrived",
+                    ));
+                }
+                Ok(Self { session, sequence, acked })
+            }
+            _ => Err(Problem::bad_request(
+                "a request with a session has both Quorate-Session and Quorate-Sequence, each from 1",
+            )),
+        }
+    }
+}
+
+/// `POST /v1/{service}/{command}`
+pub(super) async fn command(
+    State(app): Shared,
+    Path((service, name)): Path<(String, String)>,
+    request: Request,
+) -> Answer {
+    let session = SessionHeaders::read(request.headers())?;
+    let service = find(&app.node, &service)?;
+    let fields = app.bodies.read(request.into_body()).await?;
+    let encoded = service.command_from_json(&name, &fields).map_err(|e| bad(service.name(), e))?;
+    let command = command_of(session, service.name(), encoded);
+    let outcome = app.node.propose(command, deadline()).await?;
+    if let Some(problem) = Problem::of_result(&outcome.result) {
+        return Err(problem);
+    }
+    Ok(json(reply_json(&**service, &outcome)?))
+}
+
+/// `POST /v1/batch`
+pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
+    let session = SessionHeaders::read(request.headers())?;
+    let body = app.bodies.read(request.into_body()).await?;
+    let (commands, services) = parse_batch(&app.node, session, &body)?;
+    let outcomes = app.node.propose_all(commands, deadline()).await?;
+    let mut out = Vec::with_capacity(outcomes.len() * 48);
+    out.push(b'[');
+    for (outcome, service) in outcomes.iter().zip(services) {
+        if out.len() > 1 {
+            out.push(b',');
+        }
+        match Problem::of_result(&outcome.result) {
+            None => out.extend_from_slice(&reply_json(&**service, outcome)?),
+            Some(problem) => {
+                let refused = serde_json::json!({ "refused": problem.to_value() });
+                out.extend_from_slice(refused.to_string().as_bytes());
+            }
+        }
+    }
+    out.push(b']');
+    Ok(json(out))
+}
+
+type Services<'a> = Vec<&'a Arc<dyn ErasedService>>;
+
+/// The batch's commands; with a session, the n-th has the header's sequence plus n.
+fn parse_batch<'a>(
+    node: &'a Node,
+    session: SessionHeaders,
+    body: &Bytes,
+) -> Result<(Vec<Command>, Services<'a>), Problem> {
+    let text = std::str::from_utf8(body).map_err(|_| Problem::bad_request("the batch is not UTF-8"))?;
+    let Items(items) = serde_json::from_str(text).map_err(|e| {
+        Problem::bad_request(format!("the batch is not an array of {{\"service\":{{…}}}}: {e}"))
+    })?;
+    let Some(items) = items else {
+        let text =
+            format!("a batch has at most {MAX_DELTAS_PER_ENTRY} commands; send the rest in another one");
+        return Err(Problem::new(413, "too_large", text));
+    };
+    let mut commands = Vec::with_capacity(items.len());
+    let mut services = Vec::with_capacity(items.len());
+    for (n, Item { service, command }) in items.into_iter().enumerate() {
+        let name = &*service;
+        let service = find(node, name)?;
+        let encoded = service.command_from_tagged_json(command.get());
+        let encoded = encoded.map_err(|e| bad(&format!("item {n}: {name}"), e))?;
+        let mut session = session;
+        if session.session > 0 {
+            session.sequence = session
+                .sequence
+                .checked_add(n as u64)
+                .ok_or_else(|| Problem::bad_request("the batch goes past the last sequence of all"))?;
+        }
+        commands.push(command_of(session, service.name(), encoded));
+        services.push(service);
+    }
+    Ok((commands, services))
+}
+
+/// A batch's items as they were sent; `None` when there are too many. The rest is skipped then, not kept: an item
+/// costs more in memory than on the wire.
+struct Items<'a>(Option<Vec<Item<'a>>>);
+
+/// `{"service":{…}}`
+struct Item<'a> {
+    service: Cow<'a, str>,
+    command: &'a RawValue,
+}
+
+impl<'de> Deserialize<'de> for Items<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ItemsVisitor)
+    }
+}
+
+struct ItemsVisitor;
+
+impl<'de> Visitor<'de> for ItemsVisitor {
+    type Value = Items<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Items<'de>, A::Error> {
+        let mut items = Vec::new();
+        while items.len() < MAX_DELTAS_PER_ENTRY {
+            let Some(item) = seq.next_element()? else { return Ok(Items(Some(items))) };
+            items.push(item);
+        }
+        let mut too_many = false;
+        while seq.next_element::<IgnoredAny>()?.is_some() {
+            too_many = true;
+        }
+        Ok(Items((!too_many).then_some(items)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Item<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object that names exactly one service")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item<'de>, A::Error> {
+        let entry = map.next_entry::<Name<'de>, &RawValue>()?;
+        let (Name(service), command) = entry.ok_or_else(|| A::Error::invalid_length(0, &self))?;
+        match map.next_key::<IgnoredAny>()? {
+            None => Ok(Item { service, command }),
+            Some(_) => Err(A::Error::invalid_length(2, &self)),
+        }
+    }
+}
+
+/// Borrowed unless it has escapes.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn command_of(session: SessionHeaders, service: &'static str, body: Vec<u8>) -> Command {
+    let SessionHeaders { session, sequence, acked } = session;
+    Command { session, sequence, acked, service: service.into(), body: body.into() }
+}
+
+fn find<'a>(node: &'a Node, name: &str) -> Result<&'a Arc<dyn ErasedService>, Problem> {
+    let registry = node.state().registry();
+    registry.get(name).ok_or_else(|| Problem::unknown_service(name, registry.iter().map(|s| s.name())))
+}
+
+fn bad(what: &str, error: BadRequest) -> Problem {
+    match error {
+        BadRequest::UnknownName(text) => Problem::new(404, "not_found", format!("{what}: {text}")),
+        BadRequest::Fields(text) => Problem::bad_request(format!("{what}: {text}")),
+    }
+}
+
+/// The reply as JSON with its revision.
+fn reply_json(service: &dyn ErasedService, outcome: &Outcome) -> Result<Vec<u8>, Problem> {
+    let DeltaResult::Reply(reply) = &outcome.result else {
+        return Err(Problem::new(500, "failed", "a refusal is not a reply"));
+    };
+    let reply = service.reply_to_json(reply).map_err(|e| {
+        Problem::new(500, "failed", format!("the command was applied; its reply is unreadable: {e}"))
+    })?;
+    Ok(with_fields(reply, outcome.revision, None))
+}
+
+/// Adds `revision` and `age_ms` to a JSON object.
+fn with_fields(mut object: Vec<u8>, revision: u64, age: Option<Duration>) -> Vec<u8> {
+    use std::io::Write as _;
+    debug_assert_eq!(object.last(), Some(&b'}'), "replies and answers are JSON objects");
+    object.pop();
+    let comma = if object.len() > 1 { "," } else { "" };
+    // Writing to a Vec cannot fail.
+    let _ = write!(object, "{comma}\"revision\":{revision}");
+    if let Some(age) = age {
+        let _ = write!(object, ",\"age_ms\":{}", age.as_millis());
+    }
+    object.push(b'}');
+    object
+}
+
+/// What every query may say of its freshness.
+#[derive(Debug, Default, Deserialize)]
+struct ReadParams {
+    read: Option<String>,
+    max_age_ms: Option<u64>,
+}
+
+/// `GET /v1/{service}/{query}`
+pub(super) async fn query(
+    State(app): Shared,
+    Path((service, name)): Path<(String, String)>,
+    RawQuery(params): RawQuery,
+) -> Answer {
+    let params = params.unwrap_or_default();
+    find(&app.node, &service)?;
+    let (level, own) = split_params(&params)?;
+    let point = app.node.read_point(level, deadline()).await?;
+    let answered =
+        app.node.state().read(|machine| (machine.revision(), machine.query(&service, &name, &own)));
+    let (revision, answer) = answered.map_err(|e| failed(&app.node, e))?;
+    match answer {
+        Ok(answer) => {
+            let age = matches!(level, ReadLevel::Stale { .. }).then_some(point.age).flatten();
+            Ok(json(with_fields(answer, revision, age)))
+        }
+        Err(QueryError::Refused(refusal)) => Err(refusal.into()),
+        Err(QueryError::BadRequest(e)) => Err(bad(&service, e)),
+        Err(QueryError::UnknownService) => Err(Problem::new(404, "unknown_service", service)),
+        Err(QueryError::Damage(damage)) => Err(failed(&app.node, damage)),
+    }
+}
+
+fn failed(node: &Node, error: impl ToString) -> Problem {
+    let text = error.to_string();
+    node.fail(&text);
+    Problem::new(503, "shutting_down", text)
+}
+
+/// Takes `read` and `max_age_ms` out of the parameters; the rest is the query's.
+fn split_params(params: &str) -> Result<(ReadLevel, String), Problem> {
+    let own = |pair: &&str| !(pair.starts_with("read=") || pair.starts_with("max_age_ms="));
+    let (mine, rest): (Vec<&str>, Vec<&str>) = params.split('&').partition(|pair| !own(pair));
+    let ReadParams { read, max_age_ms } = match mine.is_empty() {
+        true => ReadParams::default(),
+        false => {
+            serde_urlencoded::from_str(&mine.join("&")).map_err(|e| Problem::bad_request(e.to_string()))?
+        }
+    };
+    let max_age = max_age_ms.map(Duration::from_millis);
+    let level = match (read.as_deref(), max_age) {
+        (None | Some("linearizable"), None) => ReadLevel::Linearizable,
+        (Some("lease"), None) => ReadLevel::Lease,
+        (Some("stale"), max_age) => ReadLevel::Stale { max_age },
+        (None | Some("linearizable" | "lease"), Some(_)) => {
+            return Err(Problem::bad_request("max_age_ms goes with read=stale"));
+        }
+        (Some(other), _) => {
+            let text = format!("read={other} is not a level: use linearizable, lease or stale");
+            return Err(Problem::bad_request(text));
+        }
+    };
+    Ok((level, rest.join("&")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_split() {
+        let split = split_params;
+        assert_eq!(split("").unwrap(), (ReadLevel::Linearizable, String::new()));
+        let (level, rest) = split("name=a%26b&read=stale&max_age_ms=5&limit=3").unwrap();
+        assert_eq!(level, ReadLevel::Stale { max_age: Some(Duration::from_millis(5)) });
+        assert_eq!(rest, "name=a%26b&limit=3");
+        assert!(split("read=eventual").is_err());
+        assert!(split("max_age_ms=5").is_err());
+        assert!(split("read=stale&max_age_ms=x").is_err());
+    }
+
+    #[test]
+    fn fields_are_added_to_objects() {
+        let text = |object: &str, age| String::from_utf8(with_fields(object.into(), 7, age)).unwrap();
+        assert_eq!(text("{}", None), r#"{"revision":7}"#);
+        assert_eq!(text(r#"{"a":1}"#, Some(Duration::from_millis(3))), r#"{"a":1,"revision":7,"age_ms":3}"#);
+    }
+
+    #[test]
+    fn session_headers_are_checked() {
+        let read = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.insert(*name, value.parse().unwrap());
+            }
+            SessionHeaders::read(&headers)
+        };
+        assert_eq!(read(&[]).unwrap(), SessionHeaders::default());
+        let all = [("quorate-session", "4"), ("quorate-sequence", "9"), ("quorate-acked", "8")];
+        assert_eq!(read(&all).unwrap(), SessionHeaders { session: 4, sequence: 9, acked: 8 });
+        assert!(read(&[("quorate-session", "4")]).is_err());
+        assert!(read(&[("quorate-session", "4"), ("quorate-sequence", "0")]).is_err());
+        assert!(read(&[("quorate-session", "4"), ("quorate-sequence", "-1")]).is_err());
+        assert!(
+            read(&[("quorate-session", "4"), ("quorate-sequence", "2"), ("quorate-acked", "2")]).is_err()
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! The HTTP API, on `--listen` (the README lists it).
+//!
+//! Every wait has a limit and every queue a bound: connections, header and body times, body sizes,
+//! watches; behind them the node bounds what waits for the proposer.
+
+mod body;
+mod cluster;
+mod connections;
+mod gateway;
+mod metrics;
+mod problem;
+mod sessions;
+mod watch;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, Uri};
+use axum::response::Response;
+use axum::routing::{delete, get, post};
+use quorate_cluster::node::Node;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch as watch_channel};
+
+use self::body::Bodies;
+use self::problem::Problem;
+
+/// Watches at once.
+const MAX_WATCHES: usize = 1024;
+/// A request is answered within this time, whatever happens.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// A change of the membership may wait for a learner to catch up.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// What the handlers share.
+struct App {
+    node: Node,
+    bodies: Bodies,
+    watches: Arc<Semaphore>,
+    requests: AtomicU64,
+    errors: AtomicU64,
+    started: Instant,
+}
+
+type Shared = axum::extract::State<Arc<App>>;
+type Answer = Result<Response, Problem>;
+
+/// Serves `node` on `listener` until `stop` turns true and what is under way has ended.
+///
+/// # Errors
+/// When the listener breaks.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    node: Node,
+    stop: watch_channel::Receiver<bool>,
+) -> io::Result<()> {
+    let app = Arc::new(App {
+        node,
+        bodies: Bodies::new(),
+        watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+        requests: AtomicU64::new(0),
+        errors: AtomicU64::new(0),
+        started: Instant::now(),
+    });
+    connections::serve(listener, Arc::clone(&app), router(app), stop).await
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/v1/sessions", post(sessions::open))
+        .route("/v1/sessions/{id}/keepalive", post(sessions::keep_alive))
+        .route("/v1/sessions/{id}", delete(sessions::close))
+        .route("/v1/batch", post(gateway::batch))
+        .route("/v1/watch", get(watch::watch))
+        .route("/v1/log", get(cluster::log))
+        .route("/v1/status", get(cluster::status))
+        .route("/v1/cluster", get(cluster::cluster))
+        .route("/v1/cluster/members", post(cluster::members))
+        .route("/v1/cluster/transfer", post(cluster::transfer))
+        .route("/v1/cluster/settings", post(cluster::settings))
+        .route("/v1/cluster/snapshot", post(cluster::snapshot))
+        .route("/v1/{service}/{name}", post(gateway::command).get(gateway::query))
+        .route("/healthz", get(cluster::healthz))
+        .route("/readyz", get(cluster::readyz))
+        .route("/metrics", get(metrics::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app)
+}
+
+async fn not_found(uri: Uri) -> Problem {
+    Problem::new(404, "not_found", format!("there is nothing at {}; the README lists the paths", uri.path()))
+}
+
+async fn wrong_method(request: Request<Body>) -> Problem {
+    let text = format!(
+        "{} does not work on {}: commands are POST, queries GET",
+        request.method(),
+        request.uri().path()
+    );
+    Problem::new(405, "bad_request", text)
+}
+
+fn deadline() -> Instant {
+    Instant::now() + REQUEST_TIMEOUT
+}
+
+fn json(body: Vec<u8>) -> Response {
+    json_with_status(200, body)
+}
+
+fn json_with_status(status: u16, body: Vec<u8>) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() =
+        axum::http::StatusCode::from_u16(status).unwrap_or(axum::http::StatusCode::INTERNAL_SERVER_ERROR);
+    let header = axum::http::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(axum::http::header::CONTENT_TYPE, header);
+    response
+}
+
+fn to_json(value: &impl serde::Serialize) -> Answer {
+    let body = serde_json::to_vec(value).map_err(|e| Problem::new(500, "failed", e.to_string()))?;
+    Ok(json(body))
+}

@@ -1,0 +1,128 @@
+//! Watches: server-sent events off the replicated table of events, so that any server resumes any watch.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Query, State};
+use axum::http::HeaderMap;
+use axum::response::IntoResponse as _;
+use axum::response::sse::{Event as Sse, KeepAlive};
+use futures_util::Stream;
+use quorate_cluster::node::Node;
+use quorate_storage::machine::{Compacted, Position};
+use quorate_storage::service::Event;
+use quorate_storage::state_machine::Applied;
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use super::problem::Problem;
+use super::{Answer, App, Shared};
+
+/// Events read at once.
+const PAGE: usize = 256;
+/// A comment goes out so often, so that a client sees a dead connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Params {
+    service: Option<String>,
+    topic: Option<String>,
+    from: Option<String>,
+}
+
+/// `GET /v1/watch`
+pub(super) async fn watch(State(app): Shared, Query(params): Query<Params>, headers: HeaderMap) -> Answer {
+    // Not ready: events that were shown before the restart might be missing.
+    app.node.read_point(quorate_cluster::node::ReadLevel::Stale { max_age: None }, super::deadline()).await?;
+    let last_event_id = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
+    let after = match last_event_id.or(params.from.as_deref()) {
+        Some(text) => position(text)?,
+        None => (app.node.state().applied().borrow().revision, u32::MAX),
+    };
+    let slot = Arc::clone(&app.watches).try_acquire_owned().map_err(|_| {
+        Problem::new(429, "overloaded", "this server has as many watches as it takes; ask another one")
+    })?;
+    let mut reader = Reader { app: Arc::clone(&app), params, after, ready: VecDeque::new(), _slot: slot };
+    // A watch that cannot begin is told so by the response's status.
+    reader.read()?;
+    let stream = events(reader, app.node.state().applied());
+    let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
+    Ok(axum::response::Sse::new(stream).keep_alive(keep_alive).into_response())
+}
+
+/// `REVISION` (all of that delta's events are known) or `REVISION.N`.
+fn position(text: &str) -> Result<Position, Problem> {
+    let parsed = match text.split_once('.') {
+        None => text.parse().ok().map(|revision| (revision, u32::MAX)),
+        Some((revision, n)) => revision.parse().ok().zip(n.parse().ok()),
+    };
+    parsed.ok_or_else(|| {
+        Problem::bad_request(format!("{text:?} is not a position: use REVISION or REVISION.N"))
+    })
+}
+
+struct Reader {
+    app: Arc<App>,
+    params: Params,
+    after: Position,
+    ready: VecDeque<(Position, Event)>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Reader {
+    /// Reads the next page; true when there may be more.
+    fn read(&mut self) -> Result<bool, Problem> {
+        let wanted = |event: &Event| {
+            self.params.service.as_ref().is_none_or(|service| *service == event.service)
+                && self.params.topic.as_ref().is_none_or(|topic| *topic == event.topic)
+        };
+        let node: &Node = &self.app.node;
+        let page = node.state().read(|machine| machine.events(self.after, PAGE, wanted));
+        let page = page.map_err(|e| Problem::new(503, "shutting_down", e.to_string()))?;
+        let page = page.map_err(|damage| {
+            node.fail(&damage);
+            Problem::new(503, "shutting_down", damage.to_string())
+        })?;
+        match page {
+            Ok((events, next)) => {
+                let more = events.len() == PAGE;
+                self.after = next;
+                self.ready.extend(events);
+                Ok(more)
+            }
+            Err(Compacted { oldest: (revision, n) }) => {
+                let text = format!(
+                    "events up to {revision}.{n} are no longer kept; read the state, then watch from there"
+                );
+                Err(Problem::new(410, "compacted", text).with_oldest(format!("{revision}.{n}")))
+            }
+        }
+    }
+}
+
+/// Ends when the client is so slow that events it has not seen are evicted: it is told 410 when it resumes.
+fn events(reader: Reader, applied: watch::Receiver<Applied>) -> impl Stream<Item = Result<Sse, Infallible>> {
+    futures_util::stream::unfold((reader, applied), |(mut reader, mut applied)| async move {
+        loop {
+            if let Some(((revision, n), event)) = reader.ready.pop_front() {
+                let sse = Sse::default().id(format!("{revision}.{n}")).event(event.topic).data(event.data);
+                return Some((Ok(sse), (reader, applied)));
+            }
+            if reader.app.node.draining() {
+                return None;
+            }
+            applied.borrow_and_update();
+            reader.read().ok()?;
+            if reader.ready.is_empty() {
+                // The timer lets a watch on an idle cluster notice that the server is stopping.
+                let changed = tokio::time::timeout(Duration::from_millis(500), applied.changed());
+                if matches!(changed.await, Ok(Err(_))) {
+                    return None;
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,21 @@
+//! The services, driven through real machines: golden scripts, a model, the stored bytes, the sources.
+
+mod model;
+mod replicas;
+mod script;
+mod sources;
+mod stored_bytes;
+
+/// Each script is a page of `POST service/command {…}` and `GET service/query?…` as over HTTP, with what
+/// came of it. After a change: `UPDATE_GOLDENFILES=1 cargo test services`, then read the difference.
+macro_rules! scripts {
+    ($($name:ident),+ $(,)?) => {$(
+        #[test]
+        fn $name() {
+            let path = concat!("src/services/testdata/", stringify!($name));
+            goldenscript::run(&mut script::Runner::new(), path).unwrap();
+        }
+    )+};
+}
+
+scripts!(counter, counter_list, register, register_sizes, register_list, malformed);

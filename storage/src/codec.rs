@@ -1,0 +1,108 @@
+//! The one place that calls bincode.
+//!
+//! Every record starts with a version byte, so that a later version can tell an old record from a
+//! new one. bincode numbers enum variants and struct fields by position: append at the end only;
+//! the tests beside each record pin its bytes.
+
+use serde::Serialize;
+use serde::de::{Deserialize, DeserializeOwned};
+
+/// The version byte before every record written today.
+pub const RECORD_VERSION: u8 = 1;
+
+/// A record that cannot be read. On disk this is damage; from a peer, a malformed message.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum CodecError {
+    /// No bytes at all, not even the version.
+    #[error("the record is empty")]
+    Empty,
+    /// Written by a version of Quorate that this one does not know.
+    #[error("the record has version {0}, this build reads version {RECORD_VERSION}")]
+    Version(u8),
+    /// The bytes are not a record of the wanted type.
+    #[error("the record does not decode: {0}")]
+    Malformed(String),
+}
+
+const CONFIG: bincode::config::Configuration = bincode::config::standard();
+
+/// Decoded collections may claim at most this many bytes, so that a hostile length cannot allocate.
+const DECODE_LIMIT: usize = 64 << 20;
+
+/// Encodes `value` behind a version byte.
+pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    let mut out = Vec::with_capacity(64);
+    encode_into(value, &mut out);
+    out
+}
+
+/// Appends a version byte and `value` to `out`.
+pub fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
+    out.push(RECORD_VERSION);
+    // Writing to a Vec cannot fail, and our types have no serializer that refuses.
+    bincode::serde::encode_into_std_write(value, out, CONFIG).expect("encoding to memory cannot fail");
+}
+
+/// Decodes a whole record that owns its data.
+///
+/// # Errors
+/// [`CodecError`] when the record is empty, of another version, malformed, or longer than its value.
+pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
+    let body = body(record)?;
+    let (value, used) = bincode::serde::decode_from_slice(body, CONFIG.with_limit::<DECODE_LIMIT>())
+        .map_err(|e| CodecError::Malformed(e.to_string()))?;
+    all_used(value, used, body)
+}
+
+/// Decodes a whole record whose strings and bytes borrow from `record`.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_borrowed<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, CodecError> {
+    let body = body(record)?;
+    let (value, used) = bincode::serde::borrow_decode_from_slice(body, CONFIG.with_limit::<DECODE_LIMIT>())
+        .map_err(|e| CodecError::Malformed(e.to_string()))?;
+    all_used(value, used, body)
+}
+
+fn body(record: &[u8]) -> Result<&[u8], CodecError> {
+    match record.split_first() {
+        None => Err(CodecError::Empty),
+        Some((&RECORD_VERSION, body)) => Ok(body),
+        Some((&version, _)) => Err(CodecError::Version(version)),
+    }
+}
+
+fn all_used<T>(value: T, used: usize, body: &[u8]) -> Result<T, CodecError> {
+    if used == body.len() {
+        Ok(value)
+    } else {
+        Err(CodecError::Malformed(format!("{} bytes left over", body.len() - used)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_a_version_byte_and_its_body() {
+        assert_eq!(encode(&("ab", 7u64)), [1, 2, b'a', b'b', 7]);
+        assert_eq!(decode::<(String, u64)>(&[1, 2, b'a', b'b', 7]), Ok(("ab".to_owned(), 7)));
+    }
+
+    #[test]
+    fn empty_unknown_malformed_and_overlong_records_are_refused() {
+        assert_eq!(decode::<u64>(&[]), Err(CodecError::Empty));
+        assert_eq!(decode::<u64>(&[9, 1]), Err(CodecError::Version(9)));
+        assert!(matches!(decode::<String>(&[1, 200, b'a']), Err(CodecError::Malformed(_))));
+        assert!(matches!(decode::<u64>(&[1, 1, 1]), Err(CodecError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_hostile_length_allocates_nothing() {
+        // 253 announces a u64 length; 2^60 bytes are claimed and none follow.
+        let record = [1, 253, 0, 0, 0, 0, 0, 0, 0, 16];
+        assert!(matches!(decode::<Vec<u8>>(&record), Err(CodecError::Malformed(_))));
+    }
+}

@@ -1,0 +1,103 @@
+//! Group commit: one fdatasync in flight, self-clocked.
+//!
+//! What is written while a sync runs waits for the next one, which starts when the running one ends.
+//! raft-log calls [`Flushed`] on its own thread, with bytes of its bounded queue still held: to lock
+//! the log or to start the next sync there could deadlock. So it completes the waiters, which wakes
+//! the Raft core without a detour, and only *notifies* the task that starts the next sync.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use openraft::storage::IOFlushed;
+use tokio::sync::{Notify, watch};
+
+use crate::raft_types::TypeConfig;
+
+/// Shared between the log, raft-log's thread and the task that starts syncs.
+pub(super) struct FlushClock {
+    /// A sync is running.
+    busy: AtomicBool,
+    /// A sync has ended, and another may be wanted.
+    pub(super) wake: Notify,
+    /// Writes up to this number are on disk; the error that ended it all, if one did.
+    pub(super) durable: watch::Sender<Result<u64, String>>,
+}
+
+impl FlushClock {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            busy: AtomicBool::new(false),
+            wake: Notify::new(),
+            durable: watch::Sender::new(Ok(0)),
+        })
+    }
+
+    /// Takes the right to start a sync; false when one is running.
+    pub(super) fn try_start(&self) -> bool {
+        self.busy.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// A failed sync is never retried: the kernel may have dropped the pages that it could not write.
+    pub(super) fn fail(&self, error: &io::Error) {
+        self.durable.send_if_modified(|durable| {
+            let first = durable.is_ok();
+            if first {
+                *durable = Err(error.to_string());
+            }
+            first
+        });
+    }
+
+    /// The error that ended the log, if one did.
+    pub(super) fn failure(&self) -> Option<io::Error> {
+        let durable = self.durable.borrow();
+        durable.as_ref().err().map(|cause| failed(cause))
+    }
+}
+
+/// The error of every call after the log has failed.
+pub(super) fn failed(cause: &str) -> io::Error {
+    io::Error::other(format!("the delta log failed and takes no more writes: {cause}"))
+}
+
+/// Called by raft-log when a sync has ended.
+pub(super) struct Flushed {
+    pub(super) clock: Arc<FlushClock>,
+    /// The number of the last write that this sync covers.
+    pub(super) upto: u64,
+    pub(super) waiters: Vec<IOFlushed<TypeConfig>>,
+}
+
+impl raft_log::Callback for Flushed {
+    fn send(mut self, result: io::Result<()>) {
+        match &result {
+            Ok(()) => {
+                self.clock.durable.send_if_modified(|durable| {
+                    if let Ok(upto) = durable {
+                        *upto = self.upto.max(*upto);
+                    }
+                    true
+                });
+            }
+            Err(e) => self.clock.fail(e),
+        }
+        for waiter in std::mem::take(&mut self.waiters) {
+            waiter.io_completed(match &result {
+                Ok(()) => Ok(()),
+                Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
+            });
+        }
+        self.clock.busy.store(false, Ordering::Release);
+        self.clock.wake.notify_one();
+    }
+}
+
+/// raft-log's thread is gone, and the request with it: who waits must learn that nothing will come.
+impl Drop for Flushed {
+    fn drop(&mut self) {
+        for waiter in self.waiters.drain(..) {
+            waiter.io_completed(Err(failed("its writer thread is gone")));
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! The machine: applies deltas to the tables. Pure and synchronous; no disk, clock or network here.
+//!
+//! Invariants:
+//! - every delta takes one revision, a replayed or refused one too, so position and delta are one to one;
+//! - logged time never goes backwards, whatever a delta's time says;
+//! - equal entries in equal order give equal rows, hence an equal hash, on every replica.
+
+mod events;
+mod sessions;
+mod system;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+pub use self::events::{Compacted, MAX_EVENTS, Position};
+pub use self::sessions::{
+    DEFAULT_TTL, MAX_REPLIES, MAX_REPLY_BYTES, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS,
+};
+pub use self::system::{FIRST_NODE_ID, SystemCommand, SystemReply};
+use crate::codec::{self, CodecError};
+use crate::delta::{self, Delta, DeltaResult, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE};
+use crate::log::LogMark;
+use crate::raft_types::{LogId, Payload, StoredMembership};
+use crate::service::{BadRequest, Context, Event, QueryContext, Refusal, Registry};
+use crate::tables::base::FlushMeta;
+use crate::tables::rows::Rows;
+use crate::tables::{Damage, Tables, View};
+
+/// Why a committed entry could not be applied. The node must stop: to go on would diverge.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// A row could not be read or written.
+    #[error(transparent)]
+    Damage(#[from] Damage),
+    /// The entry does not decode.
+    #[error("a committed log entry cannot be read: {0}")]
+    Entry(#[from] CodecError),
+}
+
+/// One replica's state at one revision.
+pub struct Machine {
+    registry: Registry,
+    rows: Rows,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    revision: u64,
+    time: Millis,
+    events: events::Kept,
+}
+
+impl Machine {
+    /// The machine at a flush.
+    ///
+    /// # Errors
+    /// [`Damage`] when the events cannot be read.
+    pub fn new(registry: Registry, rows: Rows, meta: FlushMeta) -> Result<Self, Damage> {
+        let view = View::new(&rows, events::NAMESPACE);
+        let events = events::Kept::find(&view);
+        if let Some(damage) = view.damage() {
+            return Err(damage);
+        }
+        let FlushMeta { applied, membership, revision, time, .. } = meta;
+        Ok(Self { registry, rows, applied, membership, revision, time, events })
+    }
+
+    /// The last applied log id.
+    pub fn applied(&self) -> Option<&LogId> {
+        self.applied.as_ref()
+    }
+
+    /// The last applied membership.
+    pub fn membership(&self) -> &StoredMembership {
+        &self.membership
+    }
+
+    /// The revision: how many deltas have been applied.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The logged time.
+    pub fn time(&self) -> Millis {
+        self.time
+    }
+
+    /// The hash of all rows.
+    pub fn state_hash(&self) -> u128 {
+        self.rows.hash()
+    }
+
+    /// The rows.
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// The rows, for a flush.
+    pub fn rows_mut(&mut self) -> &mut Rows {
+        &mut self.rows
+    }
+
+    /// The services.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Where the machine stands, to be written with a flush of its rows.
+    pub fn flush_meta(&self, mark: LogMark) -> FlushMeta {
+        FlushMeta {
+            applied: self.applied,
+            membership: self.membership.clone(),
+            revision: self.revision,
+            time: self.time,
+            hash: self.rows.hash(),
+            mark,
+        }
+    }
+
+    /// Applies one committed log entry; gives an outcome per delta, in order.
+    ///
+    /// # Errors
+    /// [`ApplyError`]: the state is then half way through the entry and must not be used any more.
+    pub fn apply_entry(&mut self, log_id: LogId, payload: &Payload) -> Result<Vec<Outcome>, ApplyError> {
+        assert!(self.applied.as_ref() < Some(&log_id), "{log_id} is applied after {:?}", self.applied);
+        let outcomes = match payload {
+            Payload::Blank => Vec::new(),
+            Payload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(log_id), membership.clone());
+                Vec::new()
+            }
+            Payload::Normal(deltas) => {
+                let deltas = delta::decode_entry(&deltas.0)?;
+                deltas.iter().map(|delta| self.apply_delta(delta)).collect::<Result<_, _>>()?
+            }
+        };
+        self.applied = Some(log_id);
+        Ok(outcomes)
+    }
+
+    fn apply_delta(&mut self, delta: &Delta<'_>) -> Result<Outcome, ApplyError> {
+        self.revision += 1;
+        self.time = self.time.max(delta.time);
+        // The built-in services' commands stand outside sessions: one that ended its own session would be
+        // remembered in it. All of them may be repeated.
+        let built_in = matches!(delta.service, SESSION_SERVICE | SYSTEM_SERVICE);
+        if delta.session == 0 || delta.sequence == 0 || built_in {
+            let result = self.run(delta)?;
+            return Ok(Outcome { revision: self.revision, result });
+        }
+        let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
+        let admission = sessions::admit(&mut tables, delta, self.revision, self.time);
+        intact(tables)?;
+        let admitted = match admission {
+            sessions::Admission::Answer(outcome) => return Ok(outcome),
+            sessions::Admission::Apply(admitted) => admitted,
+        };
+        let outcome = Outcome { revision: self.revision, result: self.run(delta)? };
+        let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
+        sessions::remember(&mut tables, delta, admitted, &outcome);
+        intact(tables)?;
+        Ok(outcome)
+    }
+
+    /// Runs a delta's command, its session aside.
+    fn run(&mut self, delta: &Delta<'_>) -> Result<DeltaResult, ApplyError> {
+        match delta.service {
+            SESSION_SERVICE => {
+                let Ok(command) = codec::decode(delta.body) else {
+                    return Ok(unsupported(delta));
+                };
+                let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
+                let result = sessions::apply(&mut tables, command, self.time);
+                intact(tables)?;
+                Ok(encoded(result))
+            }
+            SYSTEM_SERVICE => {
+                let Ok(command) = codec::decode(delta.body) else {
+                    return Ok(unsupported(delta));
+                };
+                if command == SystemCommand::Tick {
+                    self.tick()?;
+                }
+                let mut tables = Tables::new(&mut self.rows, system::NAMESPACE);
+                let result = system::apply(&mut tables, command);
+                intact(tables)?;
+                Ok(encoded(result))
+            }
+            _ => self.run_service(delta),
+        }
+    }
+
+    fn run_service(&mut self, delta: &Delta<'_>) -> Result<DeltaResult, ApplyError> {
+        let Some(service) = self.registry.get(delta.service).cloned() else {
+            return Ok(unsupported(delta));
+        };
+        let mut emitted = Vec::new();
+        let mut context = Context::new(self.revision, self.time, delta.session, &mut emitted);
+        let mut tables = Tables::new(&mut self.rows, service.name());
+        let result = service.apply(&mut tables, &mut context, delta.body);
+        intact(tables)?;
+        self.store_events(service.name(), 0, emitted)?;
+        Ok(match result {
+            Ok(Ok(reply)) => DeltaResult::Reply(Bytes::from(reply)),
+            Ok(Err(refusal)) => DeltaResult::Refused(refusal),
+            Err(_) => unsupported(delta),
+        })
+    }
+
+    fn tick(&mut self) -> Result<(), ApplyError> {
+        let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
+        sessions::tick(&mut tables, self.time);
+        intact(tables)?;
+        // One delta, one row of numbers: the services' events follow each other.
+        let mut number = 0;
+        for service in self.registry.clone().iter() {
+            let mut emitted = Vec::new();
+            let mut context = Context::new(self.revision, self.time, 0, &mut emitted);
+            let mut tables = Tables::new(&mut self.rows, service.name());
+            service.tick(&mut tables, &mut context);
+            intact(tables)?;
+            number = self.store_events(service.name(), number, emitted)?;
+        }
+        Ok(())
+    }
+
+    /// Stores what `service` emitted, numbered from `first` within the revision; returns the next number.
+    fn store_events(&mut self, service: &str, first: u32, emitted: Vec<Event>) -> Result<u32, Damage> {
+        if emitted.is_empty() {
+            return Ok(first);
+        }
+        let mut tables = Tables::new(&mut self.rows, events::NAMESPACE);
+        let next = self.events.store(&mut tables, service, (self.revision, first), emitted);
+        intact(tables)?;
+        Ok(next)
+    }
+
+    /// When a tick is due next, in logged time.
+    ///
+    /// # Errors
+    /// [`Damage`] when a row cannot be read.
+    pub fn next_deadline(&self) -> Result<Option<Millis>, Damage> {
+        let mut next = self.view(sessions::NAMESPACE, sessions::next_deadline)?;
+        for service in self.registry.iter() {
+            let deadline = self.view(service.name(), |view| service.next_deadline(view))?;
+            next = next.into_iter().chain(deadline).min();
+        }
+        Ok(next)
+    }
+
+    /// The cluster's settings.
+    ///
+    /// # Errors
+    /// [`Damage`] when a row cannot be read.
+    pub fn settings(&self) -> Result<BTreeMap<String, String>, Damage> {
+        self.view(system::NAMESPACE, system::settings)
+    }
+
+    /// Asks a service; the answer is JSON text.
+    ///
+    /// # Errors
+    /// [`QueryError`].
+    pub fn query(&self, service: &str, name: &str, params: &str) -> Result<Vec<u8>, QueryError> {
+        let service = self.registry.get(service).ok_or(QueryError::UnknownService)?;
+        let context = QueryContext { revision: self.revision, time: self.time };
+        let answer = self.view(service.name(), |view| service.query(view, &context, name, params))?;
+        Ok(answer??)
+    }
+
+    /// The events behind `after` that `wanted` accepts, at most `limit`, and the position to go on from.
+    ///
+    /// # Errors
+    /// [`Damage`]; and [`Compacted`] when events behind `after` are no longer kept.
+    #[expect(clippy::type_complexity, reason = "two questions, asked in turn: readable? still there?")]
+    pub fn events(
+        &self,
+        after: Position,
+        limit: usize,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<Result<(Vec<(Position, Event)>, Position), Compacted>, Damage> {
+        self.view(events::NAMESPACE, |view| events::read(view, after, limit, wanted))
+    }
+
+    fn view<R>(&self, namespace: &'static str, read: impl FnOnce(&View<'_>) -> R) -> Result<R, Damage> {
+        let view = View::new(&self.rows, namespace);
+        let result = read(&view);
+        match view.damage() {
+            None => Ok(result),
+            Some(damage) => Err(damage),
+        }
+    }
+}
+
+/// Why a query has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum QueryError {
+    /// No service of that name.
+    #[error("no such service")]
+    UnknownService,
+    /// No such query, or its parameters do not fit.
+    #[error(transparent)]
+    BadRequest(#[from] BadRequest),
+    /// The service refused.
+    #[error("{}", .0.detail)]
+    Refused(Refusal),
+    /// A row cannot be read. The node must stop.
+    #[error(transparent)]
+    Damage(#[from] Damage),
+}
+
+impl From<Refusal> for QueryError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+fn intact(tables: Tables<'_>) -> Result<(), Damage> {
+    tables.damage().map_or(Ok(()), Err)
+}
+
+fn encoded<R: serde::Serialize>(result: Result<R, Refusal>) -> DeltaResult {
+    match result {
+        Ok(reply) => DeltaResult::Reply(codec::encode(&reply).into()),
+        Err(refusal) => DeltaResult::Refused(refusal),
+    }
+}
+
+/// A gateway checks commands before they are logged, so this is a build that differs.
+fn unsupported(delta: &Delta<'_>) -> DeltaResult {
+    DeltaResult::Unsupported(format!("service {:?} or its command is not known to this build", delta.service))
+}

@@ -1,0 +1,191 @@
+//! Services behind one object-safe trait: bytes and JSON in, bytes and JSON out.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::params::ParamsDeserializer;
+use super::{Context, QueryContext, Refusal, Service};
+use crate::codec::{self, CodecError};
+use crate::delta::Millis;
+use crate::tables::{Tables, View};
+
+/// A request that does not name a command or query of the service, or not with these fields.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRequest {
+    /// The service has no such command or query.
+    #[error("{0}")]
+    UnknownName(String),
+    /// The fields do not fit.
+    #[error("{0}")]
+    Fields(String),
+}
+
+/// A [`Service`] whose types are behind bytes (in the log) and JSON (at the edge).
+pub trait ErasedService: Send + Sync {
+    /// [`Service::NAME`].
+    fn name(&self) -> &'static str;
+
+    /// Applies an encoded command; the reply is encoded too.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the body is not a command of this service: nothing was applied.
+    fn apply(
+        &self,
+        tables: &mut Tables<'_>,
+        context: &mut Context<'_>,
+        body: &[u8],
+    ) -> Result<Result<Vec<u8>, Refusal>, CodecError>;
+
+    /// [`Service::next_deadline`].
+    fn next_deadline(&self, tables: &View<'_>) -> Option<Millis>;
+
+    /// [`Service::tick`].
+    fn tick(&self, tables: &mut Tables<'_>, context: &mut Context<'_>);
+
+    /// Encodes the command `name` from its fields as JSON.
+    ///
+    /// # Errors
+    /// [`BadRequest`] when there is no such command or the fields do not fit.
+    fn command_from_json(&self, name: &str, fields: &[u8]) -> Result<Vec<u8>, BadRequest>;
+
+    /// Encodes a command from JSON of the form `{"add":{…}}`.
+    ///
+    /// # Errors
+    /// As [`Self::command_from_json`].
+    fn command_from_tagged_json(&self, tagged: &str) -> Result<Vec<u8>, BadRequest>;
+
+    /// An encoded command as JSON, for people who read the log.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the body is not a command of this service.
+    fn command_to_json(&self, body: &[u8]) -> Result<serde_json::Value, CodecError>;
+
+    /// An encoded reply as JSON text: an object.
+    ///
+    /// # Errors
+    /// [`CodecError`] when the bytes are not a reply of this service.
+    fn reply_to_json(&self, reply: &[u8]) -> Result<Vec<u8>, CodecError>;
+
+    /// Answers the query `name` with URL parameters (`name=hits&limit=10`); the answer is JSON text, an object.
+    ///
+    /// # Errors
+    /// [`BadRequest`] when there is no such query or the parameters do not fit.
+    fn query(
+        &self,
+        tables: &View<'_>,
+        context: &QueryContext,
+        name: &str,
+        params: &str,
+    ) -> Result<Result<Vec<u8>, Refusal>, BadRequest>;
+}
+
+impl<S: Service> ErasedService for S {
+    fn name(&self) -> &'static str {
+        S::NAME
+    }
+
+    fn apply(
+        &self,
+        tables: &mut Tables<'_>,
+        context: &mut Context<'_>,
+        body: &[u8],
+    ) -> Result<Result<Vec<u8>, Refusal>, CodecError> {
+        let command: S::Command = codec::decode(body)?;
+        Ok(Service::apply(self, tables, context, command).map(|reply| codec::encode(&reply)))
+    }
+
+    fn next_deadline(&self, tables: &View<'_>) -> Option<Millis> {
+        Service::next_deadline(self, tables)
+    }
+
+    fn tick(&self, tables: &mut Tables<'_>, context: &mut Context<'_>) {
+        Service::tick(self, tables, context);
+    }
+
+    fn command_from_json(&self, name: &str, fields: &[u8]) -> Result<Vec<u8>, BadRequest> {
+        check_name(name)?;
+        let fields = if fields.trim_ascii().is_empty() { b"{}" } else { fields };
+        // serde would take the fields as a list too, by position.
+        if fields.trim_ascii_start().first() != Some(&b'{') {
+            return Err(BadRequest::Fields("a command's fields are a JSON object".to_owned()));
+        }
+        let mut tagged = Vec::with_capacity(fields.len() + name.len() + 5);
+        tagged.extend_from_slice(b"{\"");
+        tagged.extend_from_slice(name.as_bytes());
+        tagged.extend_from_slice(b"\":");
+        tagged.extend_from_slice(fields);
+        tagged.push(b'}');
+        from_tagged::<S::Command>(&tagged)
+    }
+
+    fn command_from_tagged_json(&self, tagged: &str) -> Result<Vec<u8>, BadRequest> {
+        from_tagged::<S::Command>(tagged.as_bytes())
+    }
+
+    fn command_to_json(&self, body: &[u8]) -> Result<serde_json::Value, CodecError> {
+        to_json(&codec::decode::<S::Command>(body)?, |value| serde_json::to_value(value))
+    }
+
+    fn reply_to_json(&self, reply: &[u8]) -> Result<Vec<u8>, CodecError> {
+        to_json(&codec::decode::<S::Reply>(reply)?, serde_json::to_vec)
+    }
+
+    fn query(
+        &self,
+        tables: &View<'_>,
+        context: &QueryContext,
+        name: &str,
+        params: &str,
+    ) -> Result<Result<Vec<u8>, Refusal>, BadRequest> {
+        check_name(name)?;
+        let query = S::Query::deserialize(ParamsDeserializer::new(name, params)).map_err(|e| {
+            let text = e.to_string();
+            bad_request(text)
+        })?;
+        match Service::query(self, tables, context, query) {
+            Ok(answer) => {
+                let json = serde_json::to_vec(&answer).map_err(|e| BadRequest::Fields(e.to_string()))?;
+                Ok(Ok(json))
+            }
+            Err(refusal) => Ok(Err(refusal)),
+        }
+    }
+}
+
+/// Names go into JSON unescaped, so only words that need no escape pass.
+fn check_name(name: &str) -> Result<(), BadRequest> {
+    let word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    if word {
+        Ok(())
+    } else {
+        Err(BadRequest::UnknownName(format!("no command or query is called {name:?}")))
+    }
+}
+
+fn from_tagged<C: Serialize + DeserializeOwned>(tagged: &[u8]) -> Result<Vec<u8>, BadRequest> {
+    let command: C = serde_json::from_slice(tagged).map_err(|e| bad_request(without_position(&e)))?;
+    Ok(codec::encode(&command))
+}
+
+/// serde says of an enum's tag that it is an "unknown variant"; to the user it is an unknown name.
+fn bad_request(text: String) -> BadRequest {
+    match text.strip_prefix("unknown variant ") {
+        Some(rest) => BadRequest::UnknownName(format!("unknown name {rest}")),
+        None => BadRequest::Fields(text),
+    }
+}
+
+/// serde_json's message without "at line 1 column 20": that counts our wrapping, not the user's text.
+fn without_position(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.find(" at line ") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+fn to_json<T, R>(value: &T, convert: impl FnOnce(&T) -> serde_json::Result<R>) -> Result<R, CodecError> {
+    convert(value).map_err(|e| CodecError::Malformed(format!("not representable as JSON: {e}")))
+}
+
+use serde::Deserialize as _;

@@ -1,0 +1,164 @@
+//! What a service is: a deterministic struct over tables.
+//!
+//! Every replica applies the same commands in the same order, so `apply` must depend on nothing but
+//! its arguments: no clock, no randomness, no IO. Time, ids and the revision come from [`Context`].
+
+mod erased;
+mod params;
+mod registry;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use erased::{BadRequest, ErasedService};
+pub use registry::Registry;
+
+use crate::delta::Millis;
+use crate::tables::{Tables, View};
+
+/// A deterministic state machine over tables.
+///
+/// `Command` and `Query` are enums whose variants are the names in URLs:
+/// `POST /v1/counter/add {"name":"hits","amount":5}` is `Command::Add { name, amount }`. Their
+/// variants and fields are stored by position, so append only.
+pub trait Service: Send + Sync + 'static {
+    /// The service's name: the URL segment and the namespace of its tables. Lower-case letters.
+    const NAME: &'static str;
+    /// What `apply` takes.
+    type Command: Serialize + DeserializeOwned + Send;
+    /// What `apply` returns: to JSON, an object.
+    type Reply: Serialize + DeserializeOwned + Send;
+    /// What `query` takes.
+    type Query: DeserializeOwned + Send;
+    /// What `query` returns: to JSON, an object.
+    type Answer: Serialize + Send;
+
+    /// Applies one command.
+    ///
+    /// # Errors
+    /// A [`Refusal`] of the domain. It is logged, remembered and replayed like a reply; whatever was
+    /// written to `tables` before the refusal stays, so check first and write afterwards.
+    fn apply(
+        &self,
+        tables: &mut Tables<'_>,
+        context: &mut Context<'_>,
+        command: Self::Command,
+    ) -> Result<Self::Reply, Refusal>;
+
+    /// Answers one query, at one revision.
+    ///
+    /// # Errors
+    /// A [`Refusal`] of the domain.
+    fn query(
+        &self,
+        tables: &View<'_>,
+        context: &QueryContext,
+        query: Self::Query,
+    ) -> Result<Self::Answer, Refusal>;
+
+    /// When `tick` wants to run next, in logged time. Must be cheap: O(log n).
+    fn next_deadline(&self, _tables: &View<'_>) -> Option<Millis> {
+        None
+    }
+
+    /// Does what is due at the context's time. Bounded work: what is left comes with the next tick.
+    fn tick(&self, _tables: &mut Tables<'_>, _context: &mut Context<'_>) {}
+}
+
+/// A refusal of the domain: a value, not an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Refusal {
+    /// A stable word for programs: `overflow`, `compare_failed`.
+    pub code: String,
+    /// A sentence for people: the cause and what to do.
+    pub detail: String,
+    /// The HTTP status that fits: 409 unless said otherwise.
+    pub status: u16,
+    /// What is there instead, as JSON text: the current value after a failed compare.
+    pub current: Option<String>,
+}
+
+impl Refusal {
+    /// A refusal with status 409.
+    pub fn new(code: impl Into<String>, detail: impl Into<String>) -> Self {
+        Self { code: code.into(), detail: detail.into(), status: 409, current: None }
+    }
+
+    /// With another HTTP status.
+    #[must_use]
+    pub fn with_status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// With the current value.
+    #[must_use]
+    pub fn with_current(mut self, current: impl Serialize) -> Self {
+        self.current = serde_json::to_string(&current).ok();
+        self
+    }
+}
+
+/// What `apply` knows besides the command, alike on every replica.
+pub struct Context<'a> {
+    revision: u64,
+    time: Millis,
+    session: u64,
+    events: &'a mut Vec<Event>,
+}
+
+/// What `query` knows besides the query.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryContext {
+    /// The one revision that the query sees.
+    pub revision: u64,
+    /// The logged time as of that revision: milliseconds since the Unix epoch.
+    pub time: Millis,
+}
+
+/// An event that an apply published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Event {
+    /// The service that emitted it.
+    pub service: String,
+    /// The topic.
+    pub topic: String,
+    /// The event as JSON text.
+    pub data: String,
+}
+
+/// An event's data may take at most this many bytes of JSON; longer ones are cut off, and say so.
+pub const MAX_EVENT_BYTES: usize = 64 << 10;
+
+impl<'a> Context<'a> {
+    /// A context; `events` collects what is emitted.
+    pub fn new(revision: u64, time: Millis, session: u64, events: &'a mut Vec<Event>) -> Self {
+        Self { revision, time, session, events }
+    }
+
+    /// The revision of the delta that is being applied.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The logged time: milliseconds since the Unix epoch. Never goes backwards.
+    pub fn time(&self) -> Millis {
+        self.time
+    }
+
+    /// The session that sent the command; 0 for none.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// Publishes `event` on `topic`. Watches get it in order, once per revision.
+    pub fn emit(&mut self, topic: impl Into<String>, event: &impl Serialize) {
+        let data = match serde_json::to_string(event) {
+            Ok(data) if data.len() <= MAX_EVENT_BYTES => data,
+            Ok(data) => format!("{{\"event_too_large\":{}}}", data.len()),
+            Err(_) => "{\"event_not_json\":true}".to_owned(),
+        };
+        // The machine fills in the service's name: an event cannot claim another's.
+        self.events.push(Event { service: String::new(), topic: topic.into(), data });
+    }
+}

@@ -1,0 +1,308 @@
+//! The machine between openraft above and the disk below: apply, flush, snapshot, install.
+//!
+//! Rules that make a crash harmless (docs/architecture.md):
+//! - a flush first syncs the delta log, so that what it covers is in the log on disk;
+//! - an install first syncs the delta log too, truncations included, then swaps one symbolic link;
+//! - to openraft, the last flush *is* the current snapshot, so the log is purged up to it at most;
+//! - flushes, snapshot files and installs exclude each other (`gate`): each needs the tables as
+//!   one flush left them.
+
+mod adapter;
+mod install;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+pub use self::adapter::{SnapshotHandle, StateMachine};
+use crate::delta::Outcome;
+use crate::log::DeltaLog;
+use crate::machine::Machine;
+use crate::raft_types::{LogId, Payload};
+use crate::service::Registry;
+use crate::tables::base::{Base, FlushMeta};
+use crate::tables::rows::Rows;
+
+/// Dirty bytes at which a flush is asked for.
+pub const FLUSH_BYTES: usize = 16 << 20;
+/// Dirty bytes at which new writes are told to come back later.
+pub const OVERLOADED_BYTES: usize = 96 << 20;
+/// Dirty bytes at which apply itself waits for a flush. Committed entries cannot be refused.
+pub const FULL_BYTES: usize = 192 << 20;
+
+const _: () = assert!(FLUSH_BYTES < OVERLOADED_BYTES && OVERLOADED_BYTES < FULL_BYTES);
+
+/// How far this replica has applied.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// The last applied log id.
+    pub log_id: Option<LogId>,
+    /// The revision there.
+    pub revision: u64,
+}
+
+/// The tables as the last flush left them.
+pub struct Flushed {
+    base: Base,
+    meta: FlushMeta,
+}
+
+impl Flushed {
+    /// Opens the tables in `dir` and checks their hash.
+    ///
+    /// # Errors
+    /// `InvalidData` when they are damaged.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        install::remove_leftovers(dir)?;
+        let base = Base::open(&dir.join("state"))?;
+        let meta = base.meta()?.unwrap_or_default();
+        check_hash(&base, &meta)?;
+        Ok(Self { base, meta })
+    }
+
+    /// The position of the last flush.
+    pub fn meta(&self) -> &FlushMeta {
+        &self.meta
+    }
+}
+
+/// A handle to one replica's state. Clones share it.
+#[derive(Clone)]
+pub struct State {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    log: DeltaLog,
+    registry: Registry,
+    machine: Mutex<Machine>,
+    /// One of: a flush, the writing of a snapshot file, an install.
+    gate: tokio::sync::Mutex<()>,
+    last_flush: Mutex<FlushMeta>,
+    applied: watch::Sender<Applied>,
+    /// Asked for by apply when much is dirty; answered by whoever runs the flushes.
+    flush_wanted: Notify,
+    /// A flush has ended: there is room again.
+    room: Notify,
+    positions: Mutex<Positions>,
+}
+
+/// Which revisions the entries that this process applied hold: for reading the log by revision.
+#[derive(Default)]
+struct Positions {
+    /// `(log index, revision after it)`, ascending; the oldest fall out.
+    after: std::collections::VecDeque<(u64, u64)>,
+}
+
+/// Entries whose revisions are remembered. More than the log keeps behind a flush, usually.
+const MAX_POSITIONS: usize = 1 << 18;
+
+impl State {
+    /// The state over the tables in `dir`, as `flushed` found them.
+    ///
+    /// # Errors
+    /// `InvalidData` when they are damaged.
+    pub fn new(dir: &Path, registry: Registry, log: DeltaLog, flushed: Flushed) -> io::Result<Self> {
+        let Flushed { base, meta } = flushed;
+        let applied = Applied { log_id: meta.applied, revision: meta.revision };
+        let machine =
+            Machine::new(registry.clone(), Rows::new(base, meta.hash), meta.clone()).map_err(damaged)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                dir: dir.to_owned(),
+                log,
+                registry,
+                machine: Mutex::new(machine),
+                gate: tokio::sync::Mutex::new(()),
+                last_flush: Mutex::new(meta),
+                applied: watch::Sender::new(applied),
+                flush_wanted: Notify::new(),
+                room: Notify::new(),
+                positions: Mutex::default(),
+            }),
+        })
+    }
+
+    /// The machine, to read from: one revision for as long as the closure runs.
+    ///
+    /// # Errors
+    /// When an apply panicked: what it left must not be read.
+    pub fn read<R>(&self, read: impl FnOnce(&Machine) -> R) -> io::Result<R> {
+        Ok(read(&*self.machine()?))
+    }
+
+    fn machine(&self) -> io::Result<MutexGuard<'_, Machine>> {
+        self.shared.machine.lock().map_err(|_| io::Error::other("the state is unusable: an apply panicked"))
+    }
+
+    /// Whether both are handles to the same replica.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    /// The services.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    /// The delta log.
+    pub fn log(&self) -> &DeltaLog {
+        &self.shared.log
+    }
+
+    /// Follows how far this replica has applied.
+    pub fn applied(&self) -> watch::Receiver<Applied> {
+        self.shared.applied.subscribe()
+    }
+
+    /// The position of the last flush.
+    pub fn last_flush(&self) -> FlushMeta {
+        self.shared.last_flush.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes of dirty rows.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn dirty_bytes(&self) -> io::Result<usize> {
+        self.read(|machine| machine.rows().dirty_bytes())
+    }
+
+    /// Returns when so much is dirty that a flush should run.
+    pub async fn flush_wanted(&self) {
+        self.shared.flush_wanted.notified().await;
+    }
+
+    /// The revision before log entry `index`, if it can be told from what this process has applied.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn revision_before(&self, index: u64) -> io::Result<Option<u64>> {
+        let known = {
+            let positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = positions.after.partition_point(|&(i, _)| i < index);
+            match at.checked_sub(1).and_then(|at| positions.after.get(at)) {
+                Some(&(_, revision)) => return Ok(Some(revision)),
+                None => positions.after.front().copied(),
+            }
+        };
+        // Older than what is remembered: count backwards from the first known place.
+        let (end, mut revision) = match known {
+            Some((at, after)) => (at + 1, after),
+            None => {
+                let applied = self.shared.applied.borrow().clone();
+                (applied.log_id.map_or(0, |id| id.index + 1), applied.revision)
+            }
+        };
+        if index >= end {
+            return Ok((index == end).then_some(revision));
+        }
+        let mut from = index;
+        let mut count = 0;
+        while from < end {
+            let entries = self.shared.log.read(from, end)?;
+            let Some(last) = entries.last() else { return Ok(None) };
+            from = last.log_id.index + 1;
+            for entry in &entries {
+                if let Payload::Normal(deltas) = &entry.payload {
+                    count += crate::delta::decode_entry(&deltas.0).map_err(damaged)?.len() as u64;
+                }
+            }
+        }
+        revision = revision.saturating_sub(count);
+        Ok(Some(revision))
+    }
+
+    /// Applies one entry; waits for a flush while the overlay is full.
+    pub(super) async fn apply(&self, log_id: LogId, payload: &Payload) -> io::Result<Vec<Outcome>> {
+        loop {
+            let room = self.shared.room.notified();
+            let dirty = self.dirty_bytes()?;
+            if dirty >= FLUSH_BYTES {
+                self.shared.flush_wanted.notify_one();
+            }
+            if dirty < FULL_BYTES {
+                break;
+            }
+            room.await;
+        }
+        let (outcomes, revision) = {
+            let mut machine = self.machine()?;
+            let outcomes = machine.apply_entry(log_id, payload).map_err(damaged)?;
+            (outcomes, machine.revision())
+        };
+        let mut positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
+        if positions.after.len() == MAX_POSITIONS {
+            positions.after.pop_front();
+        }
+        positions.after.push_back((log_id.index, revision));
+        drop(positions);
+        self.shared.applied.send_replace(Applied { log_id: Some(log_id), revision });
+        Ok(outcomes)
+    }
+
+    /// Writes what is dirty to disk as one atomic batch; returns the position of the last flush.
+    ///
+    /// # Errors
+    /// When the disk fails: the node must stop.
+    pub async fn flush(&self) -> io::Result<FlushMeta> {
+        let _gate = self.shared.gate.lock().await;
+        self.flush_gated().await
+    }
+
+    /// [`Self::flush`] for who holds the gate.
+    async fn flush_gated(&self) -> io::Result<FlushMeta> {
+        let last = self.last_flush();
+        let (frozen, mut meta, base) = {
+            let mut machine = self.machine()?;
+            if machine.applied() == last.applied.as_ref() {
+                return Ok(last);
+            }
+            let frozen = machine.rows_mut().freeze();
+            (frozen, machine.flush_meta(last.mark), machine.rows().base().clone())
+        };
+        // The safety rule: what the flush covers must be in the log on disk first.
+        meta.mark = self.shared.log.sync().await?;
+        let meta = blocking(move || {
+            let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value.as_deref()));
+            base.flush(changes, &meta)?;
+            Ok(meta)
+        })
+        .await?;
+        self.machine()?.rows_mut().thawed();
+        *self.shared.last_flush.lock().unwrap_or_else(PoisonError::into_inner) = meta.clone();
+        self.shared.room.notify_waiters();
+        Ok(meta)
+    }
+
+    /// Where snapshot files are.
+    pub fn snapshots_dir(&self) -> PathBuf {
+        self.shared.dir.join("snapshots")
+    }
+}
+
+/// A full scan: it finds lost and damaged rows before anybody is told anything false.
+fn check_hash(base: &Base, meta: &FlushMeta) -> io::Result<()> {
+    use std::ops::Bound::Unbounded;
+    let mut scratch = Vec::new();
+    let mut hash = 0u128;
+    for row in base.range(Unbounded, Unbounded) {
+        let (key, value) = row?;
+        hash = hash.wrapping_add(crate::tables::rows::row_hash(&key, &value, &mut scratch));
+    }
+    if hash == meta.hash {
+        return Ok(());
+    }
+    Err(damaged("the tables do not have the hash that their last flush recorded"))
+}
+
+async fn blocking<R: Send + 'static>(work: impl FnOnce() -> io::Result<R> + Send + 'static) -> io::Result<R> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn damaged(error: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}

@@ -1,0 +1,203 @@
+//! The sled tree below the overlay: what the last flush wrote.
+//!
+//! One tree holds the rows and one row for [`FlushMeta`], because sled's atomic batch is per tree. It is
+//! sled's default tree: the names of others are read while sled opens, and where such a page is damaged,
+//! sled waits for itself for ever.
+
+use std::cell::Cell;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec;
+use crate::delta::Millis;
+use crate::files;
+use crate::log::LogMark;
+use crate::raft_types::{LogId, StoredMembership};
+use crate::tables::journal;
+
+/// Sorts before every namespace, which starts with a letter.
+const META_ROW: &[u8] = &[0];
+const LEAF_FANOUT: usize = 1024;
+
+/// sled's default is 512 MiB per store.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// The position of a flush. Written in the same atomic batch as the rows of that revision.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlushMeta {
+    /// The last log id whose entry the rows contain.
+    pub applied: Option<LogId>,
+    /// The membership as of `applied`.
+    pub membership: StoredMembership,
+    /// The last revision that the rows contain.
+    pub revision: u64,
+    /// The logged time as of `revision`.
+    pub time: Millis,
+    /// The sum of the rows' hashes: equal revision, equal hash, on every replica.
+    pub hash: u128,
+    /// How far the log on disk reached at the time: a log that now ends earlier has lost something.
+    pub mark: LogMark,
+}
+
+/// Rows by key, durable as of the last batch. A clone is a handle to the same store; sled's handles are
+/// `Send` but not `Sync`, so each thread has its own.
+#[derive(Clone)]
+pub struct Base {
+    dir: PathBuf,
+    db: sled::Db<LEAF_FANOUT>,
+}
+
+impl Base {
+    /// Opens or creates the tree in `dir`.
+    ///
+    /// # Errors
+    /// When sled cannot open it: damage, or another process has it.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        files::when_unlocked(|| Self::open_once(dir))
+    }
+
+    fn open_once(dir: &Path) -> io::Result<Self> {
+        let config = sled::Config::new()
+            .path(dir)
+            .cache_capacity_bytes(CACHE_BYTES)
+            // Flushes alone decide what is durable.
+            .flush_every_ms(None)
+            .zstd_compression_level(1);
+        silence_caught_panics();
+        journal::make_ready(dir)?;
+        // sled asserts on some kinds of damage instead of returning an error.
+        let db = catching("open", || config.open::<LEAF_FANOUT>())?;
+        // sled does not sync its settings file when it makes a store: a power cut would leave it empty,
+        // and the store could not be opened any more.
+        files::sync_tree(dir)?;
+        journal::record(dir)?;
+        Ok(Self { dir: dir.to_owned(), db })
+    }
+
+    /// Whether `dir` holds a store: not just a directory for it.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub fn exists(dir: &Path) -> io::Result<bool> {
+        journal::exists(dir)
+    }
+
+    /// The last flush, or `None` in a new store.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn meta(&self) -> io::Result<Option<FlushMeta>> {
+        let row = catching("read", || self.db.get(META_ROW))?;
+        row.map(|row| codec::decode(&row).map_err(|e| damaged(format!("the flush's position: {e}"))))
+            .transpose()
+    }
+
+    /// Calls `f` with the value at `key`.
+    ///
+    /// # Errors
+    /// When the page that holds it cannot be read.
+    pub fn with<R>(&self, key: &[u8], f: impl FnOnce(Option<&[u8]>) -> R) -> io::Result<R> {
+        let value = catching("read", || self.db.get(key))?;
+        Ok(f(value.as_deref()))
+    }
+
+    /// The rows within the bounds, in key order, the flush's position excluded.
+    pub fn range(
+        &self,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+    ) -> impl Iterator<Item = io::Result<(sled::InlineArray, sled::InlineArray)>> {
+        let from = match from {
+            Bound::Unbounded => Bound::Excluded(META_ROW),
+            bounded => bounded,
+        };
+        let mut rows = self.db.range::<&[u8], _>((from, to));
+        std::iter::from_fn(move || catching("read", || rows.next().transpose()).transpose())
+    }
+
+    /// Writes `changes` (a new value by key, or `None` for a removal) and `meta` as one atomic batch, and makes it durable.
+    ///
+    /// # Errors
+    /// When the batch cannot be written or synced. It is never retried: the node stops.
+    pub fn flush<'a, K: AsRef<[u8]>>(
+        &self,
+        changes: impl Iterator<Item = (K, Option<&'a [u8]>)>,
+        meta: &FlushMeta,
+    ) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.insert(key.as_ref(), value),
+                None => batch.remove(key.as_ref()),
+            }
+        }
+        batch.insert(META_ROW, codec::encode(meta));
+        catching("write", || self.db.apply_batch(batch))?;
+        self.sync()
+    }
+
+    /// Writes rows without making them durable: for filling a store that nobody reads yet.
+    ///
+    /// # Errors
+    /// When sled cannot write.
+    pub fn fill<'a>(&self, rows: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in rows {
+            batch.insert(key, value);
+        }
+        catching("write", || self.db.apply_batch(batch))
+    }
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// When the sync fails.
+    pub fn sync(&self) -> io::Result<()> {
+        catching("sync", || self.db.flush().map(|_| ()))?;
+        journal::record(&self.dir)
+    }
+}
+
+thread_local! {
+    /// A sled call is running on this thread, whose panics become errors.
+    static CATCHING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The error says it all: a panic's own message would only frighten.
+fn silence_caught_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !CATCHING.try_with(Cell::get).unwrap_or(false) {
+                before(panic);
+            }
+        }));
+    });
+}
+
+/// Runs a sled call; a panic inside (sled asserts on damage) becomes an error.
+fn catching<R>(what: &str, call: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    let before = CATCHING.replace(true);
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    CATCHING.set(before);
+    match result {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("no message");
+            Err(damaged(format!("the table store failed to {what}: {text}")))
+        }
+    }
+}
+
+fn damaged(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}

@@ -1,0 +1,258 @@
+//! Typed, ordered tables over rows of bytes.
+//!
+//! A service sees its own namespace only: a row's key is `service 0x00 table 0x00 key`. What lies
+//! below is [`rows::Rows`]: an overlay of dirty rows over one sled tree.
+//!
+//! Reads do not return storage errors. A row that cannot be read is *damage*: it is noted, the read
+//! answers as if the row were absent, and the caller that started the apply or the query looks at
+//! [`Damage`] before it believes any result. So services stay free of storage errors, and a damaged
+//! replica still never acknowledges anything.
+
+pub mod base;
+mod journal;
+pub mod key;
+mod row_key;
+pub mod rows;
+
+#[cfg(test)]
+mod model_test;
+
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::{Bound, ControlFlow};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use key::Key;
+pub use row_key::RowKey;
+use rows::Rows;
+
+use crate::codec;
+
+/// The name and types of one table: `const COUNTERS: Table<String, i64> = Table::new("counters")`.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    name: &'static str,
+    types: PhantomData<fn() -> (K, V)>,
+}
+
+impl<K, V> Table<K, V> {
+    /// A table called `name`, unique within its service. The name must not contain a zero byte.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, types: PhantomData }
+    }
+}
+
+/// A row that could not be read: which one, and why. The node must stop.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("row {row} cannot be read: {cause}")]
+pub struct Damage {
+    /// The row's key, readable.
+    pub row: String,
+    /// What the store or the codec said.
+    pub cause: String,
+}
+
+/// A read-only view of one service's tables at one revision.
+pub struct View<'a> {
+    rows: &'a Rows,
+    scope: Scope,
+}
+
+/// One service's tables, for `apply` and `tick`.
+pub struct Tables<'a> {
+    rows: &'a mut Rows,
+    scope: Scope,
+    /// The value that is being written, encoded.
+    value: Vec<u8>,
+}
+
+/// The namespace, the damage met so far, and a buffer for keys so that reads allocate nothing.
+struct Scope {
+    namespace: &'static str,
+    damage: RefCell<Option<Damage>>,
+    buffer: RefCell<Vec<u8>>,
+}
+
+impl Scope {
+    fn new(namespace: &'static str) -> Self {
+        Self { namespace, damage: RefCell::new(None), buffer: RefCell::new(Vec::with_capacity(64)) }
+    }
+
+    /// Calls `f` with the row key of `key` in `table`.
+    fn with_key<K: Key, V, R>(&self, table: &Table<K, V>, key: &K, f: impl FnOnce(&[u8]) -> R) -> R {
+        let mut buffer = self.buffer.borrow_mut();
+        prefix_into(self.namespace, table.name, &mut buffer);
+        key.encode_into(&mut buffer);
+        f(&buffer)
+    }
+
+    fn note(&self, row: &[u8], cause: impl ToString) {
+        let damage = Damage { row: row.escape_ascii().to_string(), cause: cause.to_string() };
+        self.damage.borrow_mut().get_or_insert(damage);
+    }
+
+    fn get<K: Key, V: DeserializeOwned>(&self, rows: &Rows, table: &Table<K, V>, key: &K) -> Option<V> {
+        self.with_key(table, key, |row| {
+            let found = rows.with(row, |value| value.map(codec::decode::<V>).transpose());
+            match found {
+                Ok(Ok(value)) => value,
+                Ok(Err(e)) => {
+                    self.note(row, e);
+                    None
+                }
+                Err(e) => {
+                    self.note(row, e);
+                    None
+                }
+            }
+        })
+    }
+
+    fn range<K: Key, V: DeserializeOwned>(
+        &self,
+        rows: &Rows,
+        table: &Table<K, V>,
+        bounds: (Bound<&K>, Bound<&K>),
+        mut each: impl FnMut(K, V) -> ControlFlow<()>,
+    ) {
+        let mut prefix = Vec::with_capacity(32);
+        prefix_into(self.namespace, table.name, &mut prefix);
+        let row = |key: &K| {
+            let mut row = prefix.clone();
+            key.encode_into(&mut row);
+            row
+        };
+        let from = match bounds.0 {
+            Bound::Included(key) => Bound::Included(row(key)),
+            Bound::Excluded(key) => Bound::Excluded(row(key)),
+            Bound::Unbounded => Bound::Included(prefix.clone()),
+        };
+        let to = match bounds.1 {
+            Bound::Included(key) => Bound::Included(row(key)),
+            Bound::Excluded(key) => Bound::Excluded(row(key)),
+            Bound::Unbounded => Bound::Excluded(end_of(&prefix)),
+        };
+        let scanned = rows.scan(from, to, |row, value| {
+            let key = K::decode(&row[prefix.len()..]);
+            match (key, codec::decode::<V>(value)) {
+                (Some(key), Ok(value)) => each(key, value),
+                (None, _) => {
+                    self.note(row, "its key does not decode");
+                    ControlFlow::Break(())
+                }
+                (_, Err(e)) => {
+                    self.note(row, e);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        if let Err(e) = scanned {
+            self.note(&prefix, e);
+        }
+    }
+}
+
+impl<'a> View<'a> {
+    /// A view of `namespace` over `rows`.
+    pub fn new(rows: &'a Rows, namespace: &'static str) -> Self {
+        Self { rows, scope: Scope::new(namespace) }
+    }
+
+    /// The value at `key`, or `None`.
+    pub fn get<K: Key, V: DeserializeOwned>(&self, table: &Table<K, V>, key: &K) -> Option<V> {
+        self.scope.get(self.rows, table, key)
+    }
+
+    /// Calls `each` for the rows within `bounds`, in key order, until it breaks.
+    pub fn range<K: Key, V: DeserializeOwned>(
+        &self,
+        table: &Table<K, V>,
+        bounds: (Bound<&K>, Bound<&K>),
+        each: impl FnMut(K, V) -> ControlFlow<()>,
+    ) {
+        self.scope.range(self.rows, table, bounds, each);
+    }
+
+    /// The damage that a read met, if any: then nothing that was read counts.
+    pub fn damage(self) -> Option<Damage> {
+        self.scope.damage.into_inner()
+    }
+}
+
+impl<'a> Tables<'a> {
+    /// The tables of `namespace` over `rows`.
+    pub fn new(rows: &'a mut Rows, namespace: &'static str) -> Self {
+        Self { rows, scope: Scope::new(namespace), value: Vec::with_capacity(64) }
+    }
+
+    /// The value at `key`, or `None`.
+    pub fn get<K: Key, V: DeserializeOwned>(&self, table: &Table<K, V>, key: &K) -> Option<V> {
+        self.scope.get(self.rows, table, key)
+    }
+
+    /// Calls `each` for the rows within `bounds`, in key order, until it breaks.
+    pub fn range<K: Key, V: DeserializeOwned>(
+        &self,
+        table: &Table<K, V>,
+        bounds: (Bound<&K>, Bound<&K>),
+        each: impl FnMut(K, V) -> ControlFlow<()>,
+    ) {
+        self.scope.range(self.rows, table, bounds, each);
+    }
+
+    /// Sets the value at `key`.
+    pub fn put<K: Key, V: Serialize>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
+        self.encode(value);
+        let (rows, value) = (&mut *self.rows, &self.value);
+        let done = self.scope.with_key(table, key, |row| rows.put(row, value).map_err(|e| (row.to_vec(), e)));
+        if let Err((row, e)) = done {
+            self.scope.note(&row, e);
+        }
+    }
+
+    /// Sets the value at a key that never had a row. Only for who knows that, by a counter in the key, say:
+    /// nothing is looked up, and a row that is or was there would spoil the state hash.
+    pub(crate) fn put_new<K: Key, V: Serialize>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
+        self.encode(value);
+        let (rows, value) = (&mut *self.rows, &self.value);
+        self.scope.with_key(table, key, |row| rows.put_new(row, value));
+    }
+
+    fn encode<V: Serialize>(&mut self, value: &V) {
+        self.value.clear();
+        codec::encode_into(value, &mut self.value);
+    }
+
+    /// Removes the row at `key`, if there is one.
+    pub fn remove<K: Key, V>(&mut self, table: &Table<K, V>, key: &K) {
+        let rows = &mut *self.rows;
+        let done = self.scope.with_key(table, key, |row| rows.remove(row).map_err(|e| (row.to_vec(), e)));
+        if let Err((row, e)) = done {
+            self.scope.note(&row, e);
+        }
+    }
+
+    /// The damage that a read or write met, if any: then the node must stop.
+    pub fn damage(self) -> Option<Damage> {
+        self.scope.damage.into_inner()
+    }
+}
+
+fn prefix_into(namespace: &str, table: &str, out: &mut Vec<u8>) {
+    out.clear();
+    out.extend_from_slice(namespace.as_bytes());
+    out.push(0);
+    out.extend_from_slice(table.as_bytes());
+    out.push(0);
+}
+
+/// The first key after all that start with `prefix`. A prefix ends in the separator 0x00, never 0xff.
+fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end
+}

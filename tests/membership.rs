@@ -1,0 +1,417 @@
+//! The membership by hand, on real processes: join, promote, demote, remove, transfer, and what is refused.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::cli::{Run, quorate};
+use support::http::Reply;
+use support::process::{Port, Server};
+use support::{Cluster, PATIENCE};
+
+/// `quorate cluster …`, through the server `via` alone.
+async fn cluster_command(cluster: &Cluster, via: &str, words: &[&str]) -> Run {
+    let url = cluster.url(via);
+    quorate([&["cluster"], words, &["--servers", &url]].concat()).await
+}
+
+async fn change(cluster: &Cluster, via: &str, body: Value) -> Reply {
+    let url = format!("{}/v1/cluster/members", cluster.url(via));
+    cluster.http.post(&url, &body).await.unwrap_or_else(|e| panic!("{body}: {e:?}"))
+}
+
+/// `GET /v1/cluster`, as the server `via` sees it.
+async fn overview(cluster: &Cluster, via: &str) -> Result<Value, String> {
+    cluster.http.json(&format!("{}/v1/cluster", cluster.url(via))).await
+}
+
+fn server<'a>(overview: &'a Value, name: &str) -> Result<&'a Value, String> {
+    let servers = overview["servers"].as_array().ok_or_else(|| overview.to_string())?;
+    let mut named = servers.iter().filter(|server| server["name"] == name);
+    match (named.next(), named.next()) {
+        (Some(one), None) => Ok(one),
+        _ => Err(format!("there is not one {name} in {overview}")),
+    }
+}
+
+fn sorted(names: &Value) -> Vec<&str> {
+    let mut names: Vec<&str> = names.as_array().expect("names").iter().filter_map(Value::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+/// Starts the server and waits until it is a learner that the cluster sees.
+async fn join(cluster: &Cluster, name: &str, via: &str) {
+    cluster.start_server(name);
+    cluster
+        .until(&format!("{name} is a ready learner"), async || {
+            let overview = overview(cluster, via).await?;
+            let server = server(&overview, name)?;
+            match server["role"] == "learner" && server["ready"] == true {
+                true => Ok(()),
+                false => Err(server.to_string()),
+            }
+        })
+        .await;
+}
+
+/// Waits until the cluster sees the server as down.
+async fn seen_down(cluster: &Cluster, name: &str, via: &str) {
+    cluster
+        .until(&format!("{name} is seen to be down"), async || {
+            let overview = overview(cluster, via).await?;
+            let server = server(&overview, name)?;
+            if server["state"] == "away" { Ok(()) } else { Err(server.to_string()) }
+        })
+        .await;
+}
+
+async fn writes_work(cluster: &Cluster, via: &str) {
+    let url = format!("{}/v1/counter/add", cluster.url(via));
+    cluster
+        .until("writes work", async || {
+            let reply = cluster.http.post(&url, &json!({"amount": 1})).await?;
+            if reply.status == 200 { Ok(()) } else { Err(format!("{reply:?}")) }
+        })
+        .await;
+}
+
+fn check_problem(reply: &Reply, status: u16, code: &str, text: &str) {
+    assert_eq!((reply.status, reply.code().as_str()), (status, code), "{reply:?}");
+    let problem = reply.json();
+    assert_eq!(problem["outcome"], "not_applied", "{problem}");
+    assert!(
+        problem["detail"].as_str().is_some_and(|detail| detail.contains(text)),
+        "no {text:?} in {problem}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_comes_and_goes() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.add("S4");
+    join(&cluster, "S4", "S2").await;
+    let backup = cluster.backup().await;
+
+    // Any server may be asked; the compare-and-set counts everywhere.
+    let old = change(&cluster, &backup, json!({"op": "promote", "name": "S4", "if_membership": "0-0"})).await;
+    check_problem(&old, 412, "changed", "has changed");
+    let seen = overview(&cluster, &backup).await.expect("the cluster")["membership"].clone();
+    assert_eq!((sorted(&seen["voters"]), sorted(&seen["learners"])), (vec!["S1", "S2", "S3"], vec!["S4"]));
+    let log_id = seen["log_id"].as_str().expect("a log id").to_owned();
+    let promoted =
+        cluster_command(&cluster, &backup, &["promote", "S4", "--if-membership", &log_id]).await.expect(0);
+    assert_eq!(promoted.stdout, "S4 is a voter\n");
+    let late =
+        cluster_command(&cluster, &backup, &["demote", "S4", "--if-membership", &log_id]).await.expect(1);
+    assert!(late.stderr.contains("changed") && late.stdout.is_empty(), "{late:?}");
+    let members = cluster_command(&cluster, "S4", &["members"]).await.expect(0).stdout;
+    assert!(["S1", "S2", "S3", "S4"].iter().all(|name| members.contains(name)), "{members}");
+
+    // The primary itself is made to go: leadership moves first.
+    let moved = cluster_command(&cluster, "S1", &["transfer", "S4"]).await.expect(0);
+    assert_eq!(moved.stdout, "S4\n");
+    assert_eq!(cluster.primary().await, "S4");
+    let demoted = cluster_command(&cluster, "S4", &["demote", "S4", "--json"]).await.expect(0).json();
+    assert_eq!(
+        (sorted(&demoted["voters"]), sorted(&demoted["learners"])),
+        (vec!["S1", "S2", "S3"], vec!["S4"])
+    );
+    assert_ne!(cluster.primary().await, "S4");
+    writes_work(&cluster, "S4").await;
+    cluster_command(&cluster, "S2", &["promote", "S4"]).await.expect(0);
+    cluster_command(&cluster, "S2", &["transfer", "S4"]).await.expect(0);
+    let removed = cluster_command(&cluster, "S2", &["remove", "S4"]).await.expect(0);
+    assert_eq!(removed.stdout, "S4 is removed\n");
+    let seen = overview(&cluster, "S1").await.expect("the cluster")["membership"].clone();
+    assert_eq!((sorted(&seen["voters"]), sorted(&seen["learners"])), (vec!["S1", "S2", "S3"], vec![]));
+    writes_work(&cluster, "S1").await;
+
+    // The removed one is told, and harms nobody.
+    let term = cluster.status("S1").await.expect("its status")["term"].clone();
+    cluster.kill9("S4");
+    cluster.start_server("S4");
+    cluster
+        .until("S4 is alive", async || cluster.http.ok(&format!("{}/healthz", cluster.url("S4"))).await)
+        .await;
+    let gone = change(&cluster, "S3", json!({"op": "promote", "name": "S4"})).await;
+    check_problem(&gone, 404, "not_found", "there are:");
+    assert_eq!(
+        cluster.status("S1").await.expect("its status")["term"],
+        term,
+        "the removed server made an election"
+    );
+    let nobody = cluster_command(&cluster, "S3", &["transfer", "S4"]).await.expect(1);
+    assert!(nobody.stderr.contains("S4"), "{nobody:?}");
+}
+
+#[tokio::test]
+async fn quorum_is_not_given_away() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.add("S4");
+    let primary = cluster.primary().await;
+    join(&cluster, "S4", &primary).await;
+    // A learner that is down is not made a voter, though it had everything.
+    cluster.kill9("S4");
+    seen_down(&cluster, "S4", &primary).await;
+    let down = cluster_command(&cluster, &primary, &["promote", "S4"]).await.expect(1);
+    assert!(down.stderr.contains("S4") && down.stderr.contains("running"), "{down:?}");
+    cluster_command(&cluster, &primary, &["remove", "S4"]).await.expect(0);
+
+    let others: Vec<String> =
+        cluster.names().into_iter().filter(|name| *name != primary && name != "S4").collect();
+    let [away, stays] = &others[..] else { panic!("three voters: {others:?}") };
+    cluster.kill9(away);
+    seen_down(&cluster, away, &primary).await;
+    // Of two voters one would be down.
+    for op in ["demote", "remove"] {
+        // The primary takes a server for alive a moment longer than it answers.
+        cluster
+            .until(&format!("to {op} {stays} is refused"), async || {
+                let reply = change(&cluster, &primary, json!({"op": op, "name": stays})).await;
+                assert_ne!(reply.status, 200, "{reply:?}");
+                check_problem(&reply, 409, "refused", "Bring servers back first");
+                Ok(())
+            })
+            .await;
+    }
+    writes_work(&cluster, stays).await;
+    // The one that is down may go; then one of two; the last one stays.
+    cluster_command(&cluster, stays, &["remove", away]).await.expect(0);
+    cluster_command(&cluster, &primary, &["remove", &primary]).await.expect(0);
+    assert_eq!(cluster.primary().await, *stays);
+    let last = change(&cluster, stays, json!({"op": "remove", "name": stays})).await;
+    check_problem(&last, 409, "refused", "only voter");
+    writes_work(&cluster, stays).await;
+}
+
+#[tokio::test]
+async fn a_wiped_server_replaces_its_old_self_in_one_change() {
+    let cluster = Cluster::start(3).await;
+    let primary = cluster.primary().await;
+    let name = cluster.backup().await;
+    writes_work(&cluster, &name).await;
+    let old = cluster.status(&name).await.expect("its status")["node_id"].as_u64().expect("a node id");
+    cluster.wipe(&name);
+    cluster.start_server(&name);
+    let joined = cluster
+        .until(&format!("{name} has joined again"), async || {
+            let overview = overview(&cluster, &primary).await?;
+            match overview["membership"]["learners"] == json!([name]) {
+                true => Ok(overview),
+                false => Err(overview["membership"].to_string()),
+            }
+        })
+        .await;
+    // Old and new side by side: the old one votes, and is away.
+    assert_eq!(sorted(&joined["membership"]["voters"]), ["S1", "S2", "S3"]);
+    assert_eq!(joined["servers"].as_array().map(Vec::len), Some(4), "{joined}");
+    let index = |membership: &Value| -> u64 {
+        let log_id = membership["log_id"].as_str().expect("a log id");
+        log_id.split_once('-').and_then(|(_, index)| index.parse().ok()).expect("term-index")
+    };
+    let before = index(&joined["membership"]);
+    cluster_command(&cluster, &name, &["promote", &name]).await.expect(0);
+    let after = overview(&cluster, &primary).await.expect("the cluster");
+    assert_eq!(sorted(&after["membership"]["voters"]), ["S1", "S2", "S3"]);
+    assert_eq!(after["membership"]["learners"], json!([]));
+    // The joint step and the new membership, nothing between.
+    assert_eq!(index(&after["membership"]) - before, 2, "{after}");
+    let new = server(&after, &name).expect("one server of that name")["node_id"].as_u64().expect("a node id");
+    assert!(new > 3 && new != old, "node {new} after {old}");
+    cluster.wait_ready(&name).await;
+    writes_work(&cluster, &name).await;
+    cluster.equal_hashes().await;
+}
+
+#[tokio::test]
+async fn a_server_that_moves_is_known_under_its_new_address() {
+    let mut cluster = Cluster::start(3).await;
+    let before = overview(&cluster, "S1").await.expect("the cluster");
+    for name in [cluster.backup().await, cluster.primary().await] {
+        move_away(&mut cluster, &[&name]).await;
+        let after = overview(&cluster, &name).await.expect("the cluster");
+        let id = |overview: &Value| server(overview, &name).expect("the server")["node_id"].clone();
+        assert_eq!(id(&after), id(&before), "{name} is who it was");
+    }
+    cluster.equal_hashes().await;
+}
+
+/// Who stays has no majority until the others have found it.
+#[tokio::test]
+async fn most_servers_may_move_at_once() {
+    let mut cluster = Cluster::start(3).await;
+    let primary = cluster.primary().await;
+    let backups: Vec<String> = cluster.names().into_iter().filter(|name| *name != primary).collect();
+    move_away(&mut cluster, &[&backups[0], &backups[1]]).await;
+    // The primary with a backup: the one that stays has to be found by both.
+    let primary = cluster.primary().await;
+    let backup = cluster.backup().await;
+    move_away(&mut cluster, &[&primary, &backup]).await;
+    cluster.equal_hashes().await;
+}
+
+/// Kills the servers, starts them elsewhere, and waits until everybody knows where.
+async fn move_away(cluster: &mut Cluster, names: &[&str]) {
+    for name in names {
+        cluster.kill9(name);
+        let moved = cluster.server_mut(name);
+        (moved.listen, moved.peer) = (Port::reserve(), Port::reserve());
+    }
+    for name in names {
+        cluster.start_server(name);
+    }
+    for name in names {
+        let (url, peer) = (cluster.url(name), cluster.server(name).peer.address());
+        for via in cluster.names() {
+            cluster
+                .until(&format!("{via} knows where {name} is"), async || {
+                    let overview = overview(cluster, &via).await?;
+                    let found = server(&overview, name)?;
+                    let right = found["url"] == url && found["peer"] == peer && found["ready"] == true;
+                    if right { Ok(()) } else { Err(found.to_string()) }
+                })
+                .await;
+        }
+        writes_work(cluster, name).await;
+    }
+}
+
+#[tokio::test]
+async fn a_live_name_is_not_given_twice() {
+    let cluster = Cluster::start(3).await;
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let twin = Server::new("S2", elsewhere.path());
+    let join = cluster.server("S1").peer.address();
+    let run = serve(&twin, &["--join", &join]).await.expect(1);
+    assert!(run.stderr.contains("refuses to let S2 join") && run.stderr.contains("another name"), "{run:?}");
+    // And a name that is none never gets that far.
+    let bad = Server::new("no/name", elsewhere.path());
+    let run = serve(&bad, &["--join", &join]).await.expect(1);
+    assert!(run.stderr.contains("not a server's name"), "{run:?}");
+    let seen = overview(&cluster, "S3").await.expect("the cluster");
+    assert_eq!(seen["servers"].as_array().map(Vec::len), Some(3), "{seen}");
+    writes_work(&cluster, "S2").await;
+}
+
+/// Runs a server that ends by itself.
+async fn serve(server: &Server, words: &[&str]) -> Run {
+    let words = words.iter().map(ToString::to_string);
+    let arguments = ["server".to_owned()].into_iter().chain(server.identity()).chain(words);
+    let began = Instant::now();
+    let run = quorate(arguments).await;
+    assert!(began.elapsed() < PATIENCE / 2, "it took {:?} to say so: {run:?}", began.elapsed());
+    run
+}
+
+/// Fails unless the server ends with exit code 1, and stderr has all of `texts`.
+async fn refuses(server: &Server, words: &[&str], texts: &[&str]) {
+    let run = serve(server, words).await.expect(1);
+    for text in texts {
+        assert!(run.stderr.contains(text), "no {text:?} in {run:?}");
+    }
+    assert_eq!(run.stdout, "", "logs and errors go to stderr");
+}
+
+#[tokio::test]
+async fn a_directory_that_does_not_fit_is_refused_with_the_remedy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::new("S1", dir.path());
+    let path = server.data.display().to_string();
+    // Nothing there, and nobody to join.
+    refuses(&server, &[], &["is empty", "--join HOST:PORT", "quorate cluster init --name S1"]).await;
+    assert!(!server.data.join("identity.json").exists(), "a server never makes a cluster");
+    // Something there that is not a server's.
+    std::fs::create_dir_all(&server.data).expect("the directory");
+    std::fs::write(server.data.join("thesis.tex"), "precious").expect("a file");
+    refuses(&server, &["--join", "127.0.0.1:1"], &["not empty"]).await;
+    let init = || [&["cluster".to_owned(), "init".to_owned()][..], &server.identity()].concat();
+    let run = quorate(init()).await.expect(1);
+    assert!(run.stderr.contains("not empty"), "{run:?}");
+    assert_eq!(std::fs::read(server.data.join("thesis.tex")).expect("still there"), b"precious");
+    std::fs::remove_file(server.data.join("thesis.tex")).expect("removed");
+    // Made once, and once only.
+    let run = quorate(init()).await.expect(0);
+    assert!(run.stderr.contains("first server of a new cluster"), "{run:?}");
+    let identity = std::fs::read(server.data.join("identity.json")).expect("an identity");
+    let run = quorate(init()).await.expect(1);
+    assert!(run.stderr.contains(&path) && run.stderr.contains("not empty"), "{run:?}");
+    assert_eq!(std::fs::read(server.data.join("identity.json")).expect("an identity"), identity);
+    // Another server's.
+    let mut other = Server::new("S2", dir.path());
+    other.data = server.data.clone();
+    refuses(&other, &[], &["belongs to server S1", "--name S1"]).await;
+    // In use.
+    server.start("", &[]);
+    wait_alive(&server).await;
+    let mut twin = Server::new("S1", dir.path());
+    twin.data = server.data.clone();
+    refuses(&twin, &[], &["in use by another process"]).await;
+    // A port in use.
+    let mut neighbour = Server::new("S3", dir.path());
+    std::mem::swap(&mut neighbour.listen, &mut twin.listen);
+    let listener = std::net::TcpListener::bind(neighbour.listen.address()).expect("our own port");
+    refuses(&neighbour, &["--join", "127.0.0.1:1"], &["cannot listen on", &neighbour.listen.address()]).await;
+    drop(listener);
+    assert!(server.ended().is_none(), "the server itself goes on");
+    server.kill9();
+    // Parts of it lost.
+    for part in ["log", "state"] {
+        let (there, away) = (server.data.join(part), dir.path().join("away"));
+        std::fs::rename(&there, &away).expect("moved away");
+        refuses(&server, &["--join", "127.0.0.1:1"], &["part of the directory is lost", part, "rejoin"])
+            .await;
+        std::fs::rename(&away, &there).expect("moved back");
+    }
+    // A changed identity.
+    let text = String::from_utf8(identity.clone()).expect("JSON").replace("\"node_id\": 1", "\"node_id\": 2");
+    assert_ne!(text.as_bytes(), identity, "{text}");
+    std::fs::write(server.data.join("identity.json"), text).expect("an identity");
+    refuses(&server, &[], &["identity.json is damaged", "rejoin"]).await;
+    std::fs::write(server.data.join("identity.json"), identity).expect("an identity");
+    // All that changed nothing.
+    server.start("", &[]);
+    wait_alive(&server).await;
+}
+
+async fn wait_alive(server: &Server) {
+    let http = support::http::Http::new();
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(e) = http.ok(&format!("{}/readyz", server.url())).await {
+        assert!(server.ended().is_none() && Instant::now() < deadline, "{e}\n{}", server.tail());
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+/// A server of another cluster, at an address of this one: neither cluster takes anything from the other.
+#[tokio::test]
+async fn another_clusters_server_is_not_taken_for_ours() {
+    let cluster = Cluster::start(3).await;
+    let primary = cluster.primary().await;
+    let name = cluster.backup().await;
+    writes_work(&cluster, &name).await;
+    let ours = cluster.status(&name).await.expect("its status");
+    cluster.wipe(&name);
+    cluster.server(&name).init();
+    cluster.start_server(&name);
+    cluster
+        .until("the stranger is up", async || {
+            let status = cluster.status(&name).await?;
+            if status["ready"] == true { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
+    let status = cluster.status(&name).await.expect("its status");
+    assert_ne!(status["cluster_id"], ours["cluster_id"]);
+    writes_work(&cluster, &primary).await;
+    let seen = overview(&cluster, &primary).await.expect("the cluster");
+    assert_eq!(
+        server(&seen, &name).expect("our server")["state"],
+        "away",
+        "a stranger's status was believed"
+    );
+    let status = cluster.status(&name).await.expect("its status");
+    assert_eq!(status["revision"], 0, "the stranger took our entries: {status}");
+    let log = cluster.server(&primary).log();
+    assert!(log.contains("two clusters' addresses are mixed up"), "the primary's log does not say why");
+}
