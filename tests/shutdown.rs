@@ -11,6 +11,12 @@ use support::{Cluster, Setup};
 /// Much shorter than any retry with a pause for an election would allow, on a busy machine as well.
 const SOON: Duration = Duration::from_secs(4);
 
+/// Three servers that no stall of a busy machine brings to an election: the only new terms are transfers.
+async fn patient_cluster() -> Cluster {
+    let flags = vec!["--election-timeout".to_owned(), "2s".to_owned()];
+    Cluster::with(Setup { flags, ..Setup::default() }).await
+}
+
 /// The revision up to which the server's tables were on disk when it started: it replays what lies behind.
 async fn flushed_at_start(cluster: &Cluster, name: &str) -> u64 {
     let status = cluster.status(name).await.expect("its status");
@@ -19,7 +25,7 @@ async fn flushed_at_start(cluster: &Cluster, name: &str) -> u64 {
 
 #[tokio::test]
 async fn the_primary_hands_over_and_no_client_notices() {
-    let cluster = Cluster::start(3).await;
+    let cluster = patient_cluster().await;
     let load = Load::start(8, &["hits", "stock"], &cluster.client());
     for _ in 0..3 {
         load.progress(&cluster, 200).await;
@@ -43,7 +49,7 @@ async fn the_primary_hands_over_and_no_client_notices() {
 /// A client without a session cannot retry what it does not know: an orderly stop leaves it nothing unknown either.
 #[tokio::test]
 async fn an_orderly_stop_answers_what_it_has_taken() {
-    let cluster = Cluster::start(3).await;
+    let cluster = patient_cluster().await;
     let primary = cluster.primary().await;
     let url = format!("{}/v1/counter/add", cluster.url(&primary));
     let mut clients = tokio::task::JoinSet::new();

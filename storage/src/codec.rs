@@ -39,8 +39,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
 /// Appends a version byte and `value` to `out`.
 pub fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
     out.push(RECORD_VERSION);
-    // Writing to a Vec cannot fail, and our types have no serializer that refuses.
-    bincode::serde::encode_into_std_write(value, out, CONFIG).expect("encoding to memory cannot fail");
+    push_item(value, out);
 }
 
 /// Decodes a whole record that owns its data.
@@ -63,6 +62,34 @@ pub fn decode_borrowed<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, Co
     let (value, used) = bincode::serde::borrow_decode_from_slice(body, CONFIG.with_limit::<DECODE_LIMIT>())
         .map_err(|e| CodecError::Malformed(e.to_string()))?;
     all_used(value, used, body)
+}
+
+/// Appends `item` to a list that [`items`] reads. The record that holds the list has the version byte.
+pub(crate) fn push_item<T: Serialize + ?Sized>(item: &T, list: &mut Vec<u8>) {
+    // Writing to a Vec cannot fail, and our types have no serializer that refuses.
+    bincode::serde::encode_into_std_write(item, list, CONFIG).expect("encoding to memory cannot fail");
+}
+
+/// The items of a list, until the first that does not decode.
+pub(crate) fn items<'a, T: Deserialize<'a>>(
+    mut list: &'a [u8],
+) -> impl Iterator<Item = Result<T, CodecError>> {
+    std::iter::from_fn(move || {
+        if list.is_empty() {
+            return None;
+        }
+        let item = bincode::serde::borrow_decode_from_slice(list, CONFIG.with_limit::<DECODE_LIMIT>());
+        Some(match item {
+            Ok((item, used)) => {
+                list = &list[used..];
+                Ok(item)
+            }
+            Err(e) => {
+                list = &[];
+                Err(CodecError::Malformed(e.to_string()))
+            }
+        })
+    })
 }
 
 fn body(record: &[u8]) -> Result<&[u8], CodecError> {

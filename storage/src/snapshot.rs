@@ -35,10 +35,9 @@ pub fn write(path: &Path, base: &Base, meta: &FlushMeta) -> io::Result<()> {
     write_frame(&mut out, &codec::encode(meta))?;
     let mut frame = Vec::with_capacity(FRAME_BYTES * 2);
     let mut hash = 0u128;
-    let mut scratch = Vec::new();
     for row in base.range(Bound::Unbounded, Bound::Unbounded) {
         let (key, value) = row?;
-        hash = hash.wrapping_add(row_hash(&key, &value, &mut scratch));
+        hash = hash.wrapping_add(row_hash(&key, &value));
         push_bytes(&mut frame, &key);
         push_bytes(&mut frame, &value);
         if frame.len() >= FRAME_BYTES {
@@ -89,14 +88,13 @@ fn read_rows(
 ) -> io::Result<FlushMeta> {
     let mut reader = Reader::open(path)?;
     let mut hash = 0u128;
-    let mut scratch = Vec::new();
     while let Some(frame) = reader.next_frame()? {
         let mut rows = Vec::new();
         let mut rest = &frame[..];
         while !rest.is_empty() {
             let key = take_bytes(&mut rest)?;
             let value = take_bytes(&mut rest)?;
-            hash = hash.wrapping_add(row_hash(key, value, &mut scratch));
+            hash = hash.wrapping_add(row_hash(key, value));
             rows.push((key, value));
         }
         each(rows)?;

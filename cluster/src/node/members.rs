@@ -32,6 +32,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const CAUGHT_UP: u64 = 256;
 /// A transfer of leadership.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Before it, entries in flight have so long to be answered.
+const QUIET_TIMEOUT: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(20);
 
 type Result<T> = std::result::Result<T, NodeError>;
@@ -434,6 +436,8 @@ impl Inner {
             }
             tokio::time::sleep(POLL).await;
         };
+        // Without a majority nothing in flight ends: then it is not waited for.
+        let _quiet = timeout(QUIET_TIMEOUT, self.writing.write()).await;
         if let Err(e) = self.raft.trigger().transfer_leader(target).await {
             self.fail(&e);
             return Err(NodeError::not_applied(Code::Failed, e.to_string()));

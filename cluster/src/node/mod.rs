@@ -25,7 +25,7 @@ use quorate_storage::raft_types::{NodeId, NodeInfo, TypeConfig};
 use quorate_storage::service::Registry;
 use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
@@ -132,6 +132,9 @@ struct Inner {
     addresses: Addresses,
     lanes: Lanes,
     batcher: Batcher,
+    /// Shared by the entries that are being written here; a transfer of leadership takes it whole, so that it finds
+    /// nothing in flight whose outcome would be unknown.
+    writing: RwLock<()>,
     reads: ReadIndexer,
     clock: Arc<dyn Clock>,
     logged_clock: LoggedClock,
@@ -192,6 +195,7 @@ impl Node {
             raft,
             state,
             batcher,
+            writing: RwLock::default(),
             reads,
             clock: options.clock,
             logged_clock: LoggedClock::default(),

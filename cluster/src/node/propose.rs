@@ -176,11 +176,12 @@ impl Inner {
 
 /// The proposer's loop.
 pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
+    let k: usize = std::env::var("QK").ok().and_then(|k| k.parse().ok()).unwrap_or(IN_FLIGHT);
     let mut stop = inner.stop.subscribe();
     let mut in_flight: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     let mut left_over: VecDeque<Waiting> = VecDeque::new();
     loop {
-        let room = in_flight.len() < IN_FLIGHT;
+        let room = in_flight.len() < k;
         let first = if room && let Some(waiting) = left_over.pop_front() {
             waiting
         } else {
@@ -193,6 +194,12 @@ pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
                 },
             }
         };
+        let rounds: usize = std::env::var("QY").ok().and_then(|k| k.parse().ok()).unwrap_or(4);
+        for _ in 0..rounds {
+            let before = inbox.len();
+            tokio::task::yield_now().await;
+            if inbox.len() == before { break; }
+        }
         let batch = collect(first, &mut inbox, &mut left_over);
         in_flight.push(Box::pin(dispatch(Arc::clone(&inner), batch)));
     }
@@ -228,9 +235,14 @@ async fn dispatch(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
     let counts: Vec<usize> = batch.iter().map(|waiting| waiting.commands.len()).collect();
     let commands: Vec<Command> = batch.iter_mut().flat_map(|waiting| waiting.commands.drain(..)).collect();
     let expected = commands.len();
+    // Before it is asked who leads: who waited here for a transfer to end finds the new primary.
+    let writing = inner.writing.read().await;
     let outcomes = match inner.leader() {
         Some(id) if id == inner.id => inner.write(&commands).await,
-        Some(id) if !forwarded && inner.working_leader() == Some(id) => inner.forward(id, commands).await,
+        Some(id) if !forwarded && inner.working_leader() == Some(id) => {
+            drop(writing);
+            inner.forward(id, commands).await
+        }
         Some(_) if !forwarded => Err(inner.no_primary()),
         Some(_) => Err(inner.not_primary()),
         None => Err(inner.no_primary()),

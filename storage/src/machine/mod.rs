@@ -14,9 +14,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
-pub use self::events::{Compacted, MAX_EVENTS, Position};
+pub use self::events::{Compacted, MAX_EVENTS};
 pub use self::sessions::{
     DEFAULT_TTL, MAX_REPLIES, MAX_REPLY_BYTES, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS,
 };
@@ -25,7 +23,9 @@ use crate::codec::{self, CodecError};
 use crate::delta::{self, Delta, DeltaResult, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE};
 use crate::log::LogMark;
 use crate::raft_types::{LogId, Payload, StoredMembership};
+use crate::service::events::Emitted;
 use crate::service::{BadRequest, Context, Event, QueryContext, Refusal, Registry};
+pub use crate::service::Position;
 use crate::tables::base::FlushMeta;
 use crate::tables::rows::Rows;
 use crate::tables::{Damage, Tables, View};
@@ -50,6 +50,8 @@ pub struct Machine {
     revision: u64,
     time: Millis,
     events: events::Kept,
+    /// What the entry being applied emitted; empty between entries.
+    emitted: Emitted,
 }
 
 impl Machine {
@@ -64,7 +66,7 @@ impl Machine {
             return Err(damage);
         }
         let FlushMeta { applied, membership, revision, time, .. } = meta;
-        Ok(Self { registry, rows, applied, membership, revision, time, events })
+        Ok(Self { registry, rows, applied, membership, revision, time, events, emitted: Emitted::default() })
     }
 
     /// The last applied log id.
@@ -133,7 +135,10 @@ impl Machine {
             }
             Payload::Normal(deltas) => {
                 let deltas = delta::decode_entry(&deltas.0)?;
-                deltas.iter().map(|delta| self.apply_delta(delta)).collect::<Result<_, _>>()?
+                let outcomes =
+                    deltas.iter().map(|delta| self.apply_delta(delta)).collect::<Result<_, _>>()?;
+                self.store_events()?;
+                outcomes
             }
         };
         self.applied = Some(log_id);
@@ -159,7 +164,7 @@ impl Machine {
         };
         let outcome = Outcome { revision: self.revision, result: self.run(delta)? };
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        sessions::remember(&mut tables, delta, admitted, &outcome);
+        let outcome = sessions::remember(&mut tables, delta, admitted, outcome);
         intact(tables)?;
         Ok(outcome)
     }
@@ -193,17 +198,19 @@ impl Machine {
     }
 
     fn run_service(&mut self, delta: &Delta<'_>) -> Result<DeltaResult, ApplyError> {
-        let Some(service) = self.registry.get(delta.service).cloned() else {
+        let Some(service) = self.registry.get(delta.service) else {
             return Ok(unsupported(delta));
         };
-        let mut emitted = Vec::new();
-        let mut context = Context::new(self.revision, self.time, delta.session, &mut emitted);
-        let mut tables = Tables::new(&mut self.rows, service.name());
+        let name = service.name();
+        let mut context = Context::new(name, self.revision, self.time, delta.session, &mut self.emitted);
+        let mut tables = Tables::new(&mut self.rows, name);
         let result = service.apply(&mut tables, &mut context, delta.body);
         intact(tables)?;
-        self.store_events(service.name(), 0, emitted)?;
+        if self.emitted.is_much() {
+            self.store_events()?;
+        }
         Ok(match result {
-            Ok(Ok(reply)) => DeltaResult::Reply(Bytes::from(reply)),
+            Ok(Ok(reply)) => DeltaResult::Reply(reply),
             Ok(Err(refusal)) => DeltaResult::Refused(refusal),
             Err(_) => unsupported(delta),
         })
@@ -213,28 +220,21 @@ impl Machine {
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
         sessions::tick(&mut tables, self.time);
         intact(tables)?;
-        // One delta, one row of numbers: the services' events follow each other.
-        let mut number = 0;
-        for service in self.registry.clone().iter() {
-            let mut emitted = Vec::new();
-            let mut context = Context::new(self.revision, self.time, 0, &mut emitted);
-            let mut tables = Tables::new(&mut self.rows, service.name());
+        for service in self.registry.iter() {
+            let name = service.name();
+            let mut context = Context::new(name, self.revision, self.time, 0, &mut self.emitted);
+            let mut tables = Tables::new(&mut self.rows, name);
             service.tick(&mut tables, &mut context);
             intact(tables)?;
-            number = self.store_events(service.name(), number, emitted)?;
         }
         Ok(())
     }
 
-    /// Stores what `service` emitted, numbered from `first` within the revision; returns the next number.
-    fn store_events(&mut self, service: &str, first: u32, emitted: Vec<Event>) -> Result<u32, Damage> {
-        if emitted.is_empty() {
-            return Ok(first);
-        }
+    /// Stores what was emitted since the last time.
+    fn store_events(&mut self) -> Result<(), Damage> {
         let mut tables = Tables::new(&mut self.rows, events::NAMESPACE);
-        let next = self.events.store(&mut tables, service, (self.revision, first), emitted);
-        intact(tables)?;
-        Ok(next)
+        self.events.store(&mut tables, &mut self.emitted);
+        intact(tables)
     }
 
     /// When a tick is due next, in logged time.
@@ -280,7 +280,7 @@ impl Machine {
         limit: usize,
         wanted: impl Fn(&Event) -> bool,
     ) -> Result<Result<(Vec<(Position, Event)>, Position), Compacted>, Damage> {
-        self.view(events::NAMESPACE, |view| events::read(view, after, limit, wanted))
+        self.view(events::NAMESPACE, |view| self.events.read(view, after, limit, wanted))
     }
 
     fn view<R>(&self, namespace: &'static str, read: impl FnOnce(&View<'_>) -> R) -> Result<R, Damage> {

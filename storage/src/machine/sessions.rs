@@ -7,7 +7,7 @@
 use std::ops::{Bound, ControlFlow};
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::delta::{Delta, DeltaResult, Millis, Outcome};
 use crate::service::Refusal;
@@ -28,11 +28,14 @@ pub const DEFAULT_TTL: Millis = 60_000;
 pub const TTL_BOUNDS: (Millis, Millis) = (1_000, 24 * 3_600_000);
 /// One tick expires at most this many sessions; the rest comes with the next tick.
 const EXPIRIES_PER_TICK: usize = 128;
+/// Replies up to this number and size, each, are kept in the session's own row: mostly all of them.
+const INLINE: (usize, u64) = (4, 256);
 /// Up to this many newly acknowledged sequences are forgotten one by one.
 const FEW: u64 = 64;
 
 const SESSIONS: Table<u64, Session> = Table::new("sessions");
 const NAMES: Table<String, u64> = Table::new("names");
+/// Those that do not fit inline.
 const REPLIES: Table<(u64, u64), Remembered> = Table::new("replies");
 /// When to look at a session again. Not moved by each request: a tick that finds the session used
 /// in the meantime puts it back with its new deadline. A live session has exactly one row here.
@@ -84,7 +87,11 @@ struct Session {
     deadline: Millis,
     acked: u64,
     max_sequence: u64,
-    replies: u32,
+    /// Replies kept here, by sequence, in the order of application.
+    inline: Vec<(u64, Remembered)>,
+    /// How many more are in [`REPLIES`].
+    rows: u32,
+    /// The size of all of them.
     reply_bytes: u64,
 }
 
@@ -127,7 +134,7 @@ pub(super) fn admit(tables: &mut Tables<'_>, delta: &Delta<'_>, revision: u64, t
     let body_hash = body_hash(delta);
     // Sequences mostly rise: only one that is not the highest so far can have been used before.
     if delta.sequence <= session.max_sequence
-        && let Some(kept) = tables.get(&REPLIES, &(delta.session, delta.sequence))
+        && let Some(kept) = kept(tables, delta, &mut session)
     {
         return match kept.body_hash == body_hash {
             true => Admission::Answer(kept.outcome),
@@ -137,22 +144,46 @@ pub(super) fn admit(tables: &mut Tables<'_>, delta: &Delta<'_>, revision: u64, t
     session.last_used = time;
     session.max_sequence = session.max_sequence.max(delta.sequence);
     forget_acked(tables, delta, &mut session);
-    if session.replies >= MAX_REPLIES || session.reply_bytes >= MAX_REPLY_BYTES {
+    let replies = session.inline.len() as u64 + u64::from(session.rows);
+    if replies >= u64::from(MAX_REPLIES) || session.reply_bytes >= MAX_REPLY_BYTES {
         tables.put(&SESSIONS, &delta.session, &session);
         return answer(DeltaResult::SessionFull);
     }
     Admission::Apply(Admitted { session, body_hash })
 }
 
-/// Keeps the outcome of an admitted delta for retries.
-pub(super) fn remember(tables: &mut Tables<'_>, delta: &Delta<'_>, admitted: Admitted, outcome: &Outcome) {
+/// The reply that is kept for the delta's sequence.
+fn kept(tables: &Tables<'_>, delta: &Delta<'_>, session: &mut Session) -> Option<Remembered> {
+    match session.inline.iter().position(|(sequence, _)| *sequence == delta.sequence) {
+        Some(at) => Some(session.inline.swap_remove(at).1),
+        None if session.rows > 0 => tables.get(&REPLIES, &(delta.session, delta.sequence)),
+        None => None,
+    }
+}
+
+/// Keeps the outcome of an admitted delta for retries, and gives it back.
+pub(super) fn remember(
+    tables: &mut Tables<'_>,
+    delta: &Delta<'_>,
+    admitted: Admitted,
+    outcome: Outcome,
+) -> Outcome {
     let Admitted { mut session, body_hash } = admitted;
-    session.replies += 1;
-    session.reply_bytes += kept_bytes(outcome);
+    let bytes = kept_bytes(&outcome);
+    let remembered = Remembered { body_hash, outcome };
+    session.reply_bytes += bytes;
+    if session.inline.len() < INLINE.0 && bytes <= INLINE.1 {
+        // The row is encoded with it, so that nothing is copied.
+        session.inline.push((delta.sequence, remembered));
+        tables.put(&SESSIONS, &delta.session, &session);
+        let last = session.inline.pop().expect("it was just pushed");
+        return last.1.outcome;
+    }
+    session.rows += 1;
     tables.put(&SESSIONS, &delta.session, &session);
-    let kept = Remembered { body_hash, outcome: outcome.clone() };
     // `admit` has found none.
-    tables.put_new(&REPLIES, &(delta.session, delta.sequence), &kept);
+    tables.put_new(&REPLIES, &(delta.session, delta.sequence), &remembered);
+    remembered.outcome
 }
 
 /// Forgets replies up to the delta's `acked`. A client cannot have acknowledged the very request.
@@ -161,28 +192,43 @@ fn forget_acked(tables: &mut Tables<'_>, delta: &Delta<'_>, session: &mut Sessio
     if acked <= session.acked {
         return;
     }
+    let bytes = &mut session.reply_bytes;
+    session.inline.retain(|(sequence, kept)| {
+        let keep = *sequence > acked;
+        if !keep {
+            *bytes = bytes.saturating_sub(kept_bytes(&kept.outcome));
+        }
+        keep
+    });
+    let before = std::mem::replace(&mut session.acked, acked);
+    if session.rows > 0 {
+        forget_rows(tables, delta.session, (before, acked), session);
+    }
+}
+
+/// Forgets replies in rows, behind `after` and up to `to`.
+fn forget_rows(tables: &mut Tables<'_>, id: u64, (after, to): (u64, u64), session: &mut Session) {
     let mut done = Vec::new();
-    if acked - session.acked <= FEW {
+    if to - after <= FEW {
         // The common case. Point reads find the rows in the overlay; a range would ask sled too.
-        for sequence in session.acked + 1..=acked {
-            let key = (delta.session, sequence);
+        for sequence in after + 1..=to {
+            let key = (id, sequence);
             if let Some(kept) = tables.get(&REPLIES, &key) {
                 done.push((key, kept_bytes(&kept.outcome)));
             }
         }
     } else {
-        let (from, to) = ((delta.session, session.acked), (delta.session, acked));
-        tables.range(&REPLIES, (Bound::Excluded(&from), Bound::Included(&to)), |key, kept| {
+        let (after, to) = ((id, after), (id, to));
+        tables.range(&REPLIES, (Bound::Excluded(&after), Bound::Included(&to)), |key, kept| {
             done.push((key, kept_bytes(&kept.outcome)));
             ControlFlow::Continue(())
         });
     }
     for (key, bytes) in done {
         tables.remove(&REPLIES, &key);
-        session.replies = session.replies.saturating_sub(1);
+        session.rows = session.rows.saturating_sub(1);
         session.reply_bytes = session.reply_bytes.saturating_sub(bytes);
     }
-    session.acked = acked;
 }
 
 fn kept_bytes(outcome: &Outcome) -> u64 {
@@ -197,11 +243,7 @@ fn kept_bytes(outcome: &Outcome) -> u64 {
 }
 
 fn body_hash(delta: &Delta<'_>) -> u64 {
-    let mut hash = Xxh3Default::new();
-    hash.update(delta.service.as_bytes());
-    hash.update(&[0]);
-    hash.update(delta.body);
-    hash.digest()
+    xxh3_64_with_seed(delta.body, xxh3_64(delta.service.as_bytes()))
 }
 
 /// Applies a session command.
@@ -263,7 +305,8 @@ fn open(
         deadline,
         acked: 0,
         max_sequence: 0,
-        replies: 0,
+        inline: Vec::new(),
+        rows: 0,
         reply_bytes: 0,
     };
     tables.put(&SESSIONS, &id, &session);
@@ -283,12 +326,14 @@ fn expired(id: u64) -> Refusal {
 }
 
 fn end(tables: &mut Tables<'_>, id: u64, session: Session) {
-    let mut replies = Vec::new();
+    let mut replies = Vec::with_capacity(session.rows as usize);
     let (from, to) = ((id, 0), (id, u64::MAX));
-    tables.range(&REPLIES, (Bound::Included(&from), Bound::Included(&to)), |key, _| {
-        replies.push(key);
-        ControlFlow::Continue(())
-    });
+    if session.rows > 0 {
+        tables.range(&REPLIES, (Bound::Included(&from), Bound::Included(&to)), |key, _| {
+            replies.push(key);
+            ControlFlow::Continue(())
+        });
+    }
     for key in &replies {
         tables.remove(&REPLIES, key);
     }

@@ -1,5 +1,6 @@
 //! Services behind one object-safe trait: bytes and JSON in, bytes and JSON out.
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -34,7 +35,7 @@ pub trait ErasedService: Send + Sync {
         tables: &mut Tables<'_>,
         context: &mut Context<'_>,
         body: &[u8],
-    ) -> Result<Result<Vec<u8>, Refusal>, CodecError>;
+    ) -> Result<Result<Bytes, Refusal>, CodecError>;
 
     /// [`Service::next_deadline`].
     fn next_deadline(&self, tables: &View<'_>) -> Option<Millis>;
@@ -89,9 +90,9 @@ impl<S: Service> ErasedService for S {
         tables: &mut Tables<'_>,
         context: &mut Context<'_>,
         body: &[u8],
-    ) -> Result<Result<Vec<u8>, Refusal>, CodecError> {
+    ) -> Result<Result<Bytes, Refusal>, CodecError> {
         let command: S::Command = codec::decode(body)?;
-        Ok(Service::apply(self, tables, context, command).map(|reply| codec::encode(&reply)))
+        Ok(Service::apply(self, tables, context, command).map(|reply| tables.encoded(&reply)))
     }
 
     fn next_deadline(&self, tables: &View<'_>) -> Option<Millis> {

@@ -4,6 +4,7 @@
 //! its arguments: no clock, no randomness, no IO. Time, ids and the revision come from [`Context`].
 
 mod erased;
+pub(crate) mod events;
 mod params;
 mod registry;
 
@@ -11,8 +12,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use erased::{BadRequest, ErasedService};
+pub use events::{Event, MAX_EVENT_BYTES, Position};
 pub use registry::Registry;
 
+use self::events::Emitted;
 use crate::delta::Millis;
 use crate::tables::{Tables, View};
 
@@ -101,10 +104,11 @@ impl Refusal {
 
 /// What `apply` knows besides the command, alike on every replica.
 pub struct Context<'a> {
+    service: &'static str,
     revision: u64,
     time: Millis,
     session: u64,
-    events: &'a mut Vec<Event>,
+    emitted: &'a mut Emitted,
 }
 
 /// What `query` knows besides the query.
@@ -116,24 +120,16 @@ pub struct QueryContext {
     pub time: Millis,
 }
 
-/// An event that an apply published.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct Event {
-    /// The service that emitted it.
-    pub service: String,
-    /// The topic.
-    pub topic: String,
-    /// The event as JSON text.
-    pub data: String,
-}
-
-/// An event's data may take at most this many bytes of JSON; longer ones are cut off, and say so.
-pub const MAX_EVENT_BYTES: usize = 64 << 10;
-
 impl<'a> Context<'a> {
-    /// A context; `events` collects what is emitted.
-    pub fn new(revision: u64, time: Millis, session: u64, events: &'a mut Vec<Event>) -> Self {
-        Self { revision, time, session, events }
+    /// A context for `service`; `emitted` collects what is emitted.
+    pub(crate) fn new(
+        service: &'static str,
+        revision: u64,
+        time: Millis,
+        session: u64,
+        emitted: &'a mut Emitted,
+    ) -> Self {
+        Self { service, revision, time, session, emitted }
     }
 
     /// The revision of the delta that is being applied.
@@ -152,13 +148,7 @@ impl<'a> Context<'a> {
     }
 
     /// Publishes `event` on `topic`. Watches get it in order, once per revision.
-    pub fn emit(&mut self, topic: impl Into<String>, event: &impl Serialize) {
-        let data = match serde_json::to_string(event) {
-            Ok(data) if data.len() <= MAX_EVENT_BYTES => data,
-            Ok(data) => format!("{{\"event_too_large\":{}}}", data.len()),
-            Err(_) => "{\"event_not_json\":true}".to_owned(),
-        };
-        // The machine fills in the service's name: an event cannot claim another's.
-        self.events.push(Event { service: String::new(), topic: topic.into(), data });
+    pub fn emit(&mut self, topic: impl AsRef<str>, event: &impl Serialize) {
+        self.emitted.push(self.revision, self.service, topic.as_ref(), event);
     }
 }

@@ -18,9 +18,11 @@ pub mod rows;
 mod model_test;
 
 use std::cell::RefCell;
+use std::io;
 use std::marker::PhantomData;
 use std::ops::{Bound, ControlFlow};
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -64,28 +66,23 @@ pub struct View<'a> {
 pub struct Tables<'a> {
     rows: &'a mut Rows,
     scope: Scope,
-    /// The value that is being written, encoded.
-    value: Vec<u8>,
 }
 
-/// The namespace, the damage met so far, and a buffer for keys so that reads allocate nothing.
+/// The namespace, and the damage met so far.
 struct Scope {
     namespace: &'static str,
     damage: RefCell<Option<Damage>>,
-    buffer: RefCell<Vec<u8>>,
 }
 
 impl Scope {
     fn new(namespace: &'static str) -> Self {
-        Self { namespace, damage: RefCell::new(None), buffer: RefCell::new(Vec::with_capacity(64)) }
+        Self { namespace, damage: RefCell::new(None) }
     }
 
-    /// Calls `f` with the row key of `key` in `table`.
-    fn with_key<K: Key, V, R>(&self, table: &Table<K, V>, key: &K, f: impl FnOnce(&[u8]) -> R) -> R {
-        let mut buffer = self.buffer.borrow_mut();
-        prefix_into(self.namespace, table.name, &mut buffer);
-        key.encode_into(&mut buffer);
-        f(&buffer)
+    /// The row key of `key` in `table`.
+    fn key_into<K: Key, V>(&self, table: &Table<K, V>, key: &K, row: &mut Vec<u8>) {
+        prefix_into(self.namespace, table.name, row);
+        key.encode_into(row);
     }
 
     fn note(&self, row: &[u8], cause: impl ToString) {
@@ -94,20 +91,15 @@ impl Scope {
     }
 
     fn get<K: Key, V: DeserializeOwned>(&self, rows: &Rows, table: &Table<K, V>, key: &K) -> Option<V> {
-        self.with_key(table, key, |row| {
-            let found = rows.with(row, |value| value.map(codec::decode::<V>).transpose());
-            match found {
-                Ok(Ok(value)) => value,
-                Ok(Err(e)) => {
-                    self.note(row, e);
-                    None
-                }
-                Err(e) => {
-                    self.note(row, e);
-                    None
-                }
-            }
-        })
+        let row = &mut *rows.scratch.key.borrow_mut();
+        self.key_into(table, key, row);
+        let cause = match rows.with(row, |value| value.map(codec::decode::<V>).transpose()) {
+            Ok(Ok(value)) => return value,
+            Ok(Err(e)) => e.to_string(),
+            Err(e) => e.to_string(),
+        };
+        self.note(row, cause);
+        None
     }
 
     fn range<K: Key, V: DeserializeOwned>(
@@ -184,7 +176,7 @@ impl<'a> View<'a> {
 impl<'a> Tables<'a> {
     /// The tables of `namespace` over `rows`.
     pub fn new(rows: &'a mut Rows, namespace: &'static str) -> Self {
-        Self { rows, scope: Scope::new(namespace), value: Vec::with_capacity(64) }
+        Self { rows, scope: Scope::new(namespace) }
     }
 
     /// The value at `key`, or `None`.
@@ -204,34 +196,50 @@ impl<'a> Tables<'a> {
 
     /// Sets the value at `key`.
     pub fn put<K: Key, V: Serialize>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
-        self.encode(value);
-        let (rows, value) = (&mut *self.rows, &self.value);
-        let done = self.scope.with_key(table, key, |row| rows.put(row, value).map_err(|e| (row.to_vec(), e)));
-        if let Err((row, e)) = done {
-            self.scope.note(&row, e);
-        }
+        self.write(table, key, |rows, row| {
+            let mut encoded = std::mem::take(&mut rows.scratch.value);
+            encoded.clear();
+            codec::encode_into(value, &mut encoded);
+            let done = rows.put(row, &encoded);
+            rows.scratch.value = encoded;
+            done
+        });
     }
 
-    /// Sets the value at a key that never had a row. Only for who knows that, by a counter in the key, say:
-    /// nothing is looked up, and a row that is or was there would spoil the state hash.
-    pub(crate) fn put_new<K: Key, V: Serialize>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
-        self.encode(value);
-        let (rows, value) = (&mut *self.rows, &self.value);
-        self.scope.with_key(table, key, |row| rows.put_new(row, value));
-    }
-
-    fn encode<V: Serialize>(&mut self, value: &V) {
-        self.value.clear();
-        codec::encode_into(value, &mut self.value);
+    /// Sets the value, in the encoding of `V`, at a key that never had a row. Only for who knows that, by a counter in
+    /// the key, say: nothing is looked up, and a row that is or was there would spoil the state hash.
+    pub(crate) fn put_new<K: Key, V>(&mut self, table: &Table<K, V>, key: &K, value: &impl Serialize) {
+        self.write(table, key, |rows, row| {
+            rows.put_new(row, &codec::encode(value));
+            Ok(())
+        });
     }
 
     /// Removes the row at `key`, if there is one.
     pub fn remove<K: Key, V>(&mut self, table: &Table<K, V>, key: &K) {
-        let rows = &mut *self.rows;
-        let done = self.scope.with_key(table, key, |row| rows.remove(row).map_err(|e| (row.to_vec(), e)));
-        if let Err((row, e)) = done {
+        self.write(table, key, |rows, row| rows.remove(row));
+    }
+
+    fn write<K: Key, V>(
+        &mut self,
+        table: &Table<K, V>,
+        key: &K,
+        f: impl FnOnce(&mut Rows, &[u8]) -> io::Result<()>,
+    ) {
+        let mut row = self.rows.scratch.key.take();
+        self.scope.key_into(table, key, &mut row);
+        if let Err(e) = f(self.rows, &row) {
             self.scope.note(&row, e);
         }
+        self.rows.scratch.key.replace(row);
+    }
+
+    /// `value` encoded, by way of the buffer for rows' values.
+    pub(crate) fn encoded(&mut self, value: &impl Serialize) -> Bytes {
+        let buffer = &mut self.rows.scratch.value;
+        buffer.clear();
+        codec::encode_into(value, buffer);
+        Bytes::copy_from_slice(buffer)
     }
 
     /// The damage that a read or write met, if any: then the node must stop.

@@ -6,13 +6,14 @@
 //! - `hash` is the wrapping sum of [`row_hash`] over all rows there are.
 //! - A flush changes `base` only in rows that `frozen` holds, so a read never sees half a flush.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::base::Base;
 use super::row_key::RowKey;
@@ -42,7 +43,16 @@ pub struct Rows {
     frozen_bytes: usize,
     base: Base,
     hash: u128,
-    scratch: Vec<u8>,
+    pub(super) scratch: Scratch,
+}
+
+/// Buffers that are kept from one operation to the next, so that these allocate little.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// A row's key. Readers use it too.
+    pub(super) key: RefCell<Vec<u8>>,
+    /// A row's value.
+    pub(super) value: Vec<u8>,
 }
 
 impl Rows {
@@ -55,7 +65,7 @@ impl Rows {
             frozen_bytes: 0,
             base,
             hash,
-            scratch: Vec::new(),
+            scratch: Scratch::default(),
         }
     }
 
@@ -92,7 +102,7 @@ impl Rows {
     /// # Errors
     /// When the row's earlier value cannot be read.
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
-        let hash = row_hash(key, value, &mut self.scratch);
+        let hash = row_hash(key, value);
         let row = RowKey::from(key);
         if let Some(dirty) = self.live.get_mut(&row) {
             self.hash = self.hash.wrapping_sub(dirty.hash).wrapping_add(hash);
@@ -117,7 +127,7 @@ impl Rows {
     /// removed row that is not flushed yet, a later removal would bring the row below back.)
     pub fn put_new(&mut self, key: &[u8], value: &[u8]) {
         debug_assert!(matches!(self.with(key, |row| row.is_none()), Ok(true) | Err(_)), "the row exists");
-        let hash = row_hash(key, value, &mut self.scratch);
+        let hash = row_hash(key, value);
         self.insert(key.len(), RowKey::from(key), value, hash, None);
     }
 
@@ -225,17 +235,12 @@ fn hash_below(frozen: Option<&Overlay>, base: &Base, key: &[u8], row: &RowKey) -
     if let Some(dirty) = frozen.and_then(|frozen| frozen.get(row)) {
         return Ok(dirty.value.is_some().then_some(dirty.hash));
     }
-    base.with(key, |value| value.map(|value| row_hash(key, value, &mut Vec::new())))
+    base.with(key, |value| value.map(|value| row_hash(key, value)))
 }
 
 /// One row's share of the state hash (XXH3, 128 bits): against accidents, not against an adversary.
-/// The key's length comes first, so that no two rows concatenate alike.
-pub fn row_hash(key: &[u8], value: &[u8], scratch: &mut Vec<u8>) -> u128 {
-    scratch.clear();
-    scratch.extend_from_slice(&(key.len() as u32).to_le_bytes());
-    scratch.extend_from_slice(key);
-    scratch.extend_from_slice(value);
-    xxh3_128(scratch)
+pub fn row_hash(key: &[u8], value: &[u8]) -> u128 {
+    xxh3_128_with_seed(value, xxh3_64(key))
 }
 
 fn as_slice(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {

@@ -152,8 +152,7 @@ impl Model {
     }
 
     pub(crate) fn hash(&self) -> u128 {
-        let mut scratch = Vec::new();
-        self.stored().fold(0u128, |sum, (key, value)| sum.wrapping_add(row_hash(&key, &value, &mut scratch)))
+        self.stored().fold(0u128, |sum, (key, value)| sum.wrapping_add(row_hash(&key, &value)))
     }
 }
 
