@@ -93,10 +93,9 @@ pub fn run(args: ServerArgs, registry: Registry) -> Result<(), ServerError> {
     runtime()?.block_on(serve(args, registry))
 }
 
-/// One worker beats more on small requests (docs/performance.md); blocking disk work has threads of its own.
+/// One thread beats more on small requests (docs/performance.md); blocking disk work has threads of its own.
 fn runtime() -> Result<tokio::runtime::Runtime, ServerError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| ServerError::System { what: "cannot start the runtime", error })

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
+use axum::http::{Method, Request};
+use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,7 +24,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
-use super::{App, problem};
+use super::{App, gateway, problem};
 
 /// Connections at once, if the system allows twice as many open files.
 const MAX_CONNECTIONS: usize = 4096;
@@ -90,9 +92,9 @@ async fn connection(
         let under_way = UnderWay::begin(&counted);
         // Here and not in a layer, which would box every request's future once more.
         app.requests.fetch_add(1, Ordering::Relaxed);
-        let (app, answer) = (Arc::clone(&app), router.clone().oneshot(request.map(Body::new)));
+        let (app, router) = (Arc::clone(&app), router.clone());
         async move {
-            let response = problem::unify(answer.await?).await;
+            let response = answer(&app, router, request.map(Body::new)).await;
             if response.status().is_server_error() {
                 app.errors.fetch_add(1, Ordering::Relaxed);
             }
@@ -115,6 +117,20 @@ async fn connection(
             }
         }
     }
+}
+
+/// Commands and queries go straight to the gateway, all else through the router.
+async fn answer(app: &App, router: Router, request: Request<Body>) -> Response {
+    let uri = request.uri().clone();
+    let answered = match (request.method(), gateway::named(app, &uri)) {
+        (&Method::POST, Some((service, name))) => gateway::run(app, service, name, request).await,
+        (&Method::GET, Some((service, name))) => gateway::ask(app, service.name(), name, uri.query()).await,
+        _ => {
+            let Ok(response) = router.oneshot(request).await;
+            return problem::unify(response).await;
+        }
+    };
+    answered.into_response()
 }
 
 /// Returns when the server is to stop.

@@ -2,7 +2,7 @@
 
 use axum::body::Bytes;
 use axum::extract::{Path, RawQuery, Request, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri};
 use quorate_cluster::node::{Node, ReadLevel};
 use quorate_storage::delta::{Command, DeltaResult, MAX_DELTAS_PER_ENTRY, Outcome};
 use quorate_storage::machine::QueryError;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::problem::Problem;
-use super::{Answer, Shared, deadline, json};
+use super::{Answer, App, Shared, deadline, json};
 
 /// What a request says of its session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,22 +54,37 @@ impl SessionHeaders {
     }
 }
 
+/// The service and the name in `/v1/{service}/{name}`. `None` for all other paths and for services that there are not.
+/// Nearly all requests are of this kind, and axum's way to a handler costs as much as the handler.
+pub(super) fn named<'a>(app: &'a App, uri: &'a Uri) -> Option<(&'a Arc<dyn ErasedService>, &'a str)> {
+    let (service, name) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
+    let service = app.node.state().registry().get(service)?;
+    // An escape is axum's to decode.
+    (!name.contains(['/', '%'])).then_some((service, name))
+}
+
 /// `POST /v1/{service}/{command}`
 pub(super) async fn command(
     State(app): Shared,
     Path((service, name)): Path<(String, String)>,
     request: Request,
 ) -> Answer {
+    run(&app, find(&app.node, &service)?, &name, request).await
+}
+
+/// Runs the command `name` of `service`.
+pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str, request: Request) -> Answer {
     let session = SessionHeaders::read(request.headers())?;
-    let service = find(&app.node, &service)?;
     let fields = app.bodies.read(request.into_body()).await?;
-    let encoded = service.command_from_json(&name, &fields).map_err(|e| bad(service.name(), e))?;
-    let command = command_of(session, service.name(), encoded);
+    let encoded = service.command_from_json(name, &fields).map_err(|e| bad(service.name(), e))?;
+    let command = command_of(session, service.name(), encoded.into());
     let outcome = app.node.propose(command, deadline()).await?;
     if let Some(problem) = Problem::of_result(&outcome.result) {
         return Err(problem);
     }
-    Ok(json(reply_json(&**service, &outcome)?))
+    let mut reply = Vec::with_capacity(96);
+    push_reply(&**service, &outcome, &mut reply)?;
+    Ok(json(reply))
 }
 
 /// `POST /v1/batch`
@@ -78,14 +93,14 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let body = app.bodies.read(request.into_body()).await?;
     let (commands, services) = parse_batch(&app.node, session, &body)?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
-    let mut out = Vec::with_capacity(outcomes.len() * 48);
+    let mut out = Vec::with_capacity(outcomes.len() * 64);
     out.push(b'[');
     for (outcome, service) in outcomes.iter().zip(services) {
         if out.len() > 1 {
             out.push(b',');
         }
         match Problem::of_result(&outcome.result) {
-            None => out.extend_from_slice(&reply_json(&**service, outcome)?),
+            None => push_reply(&**service, outcome, &mut out)?,
             Some(problem) => {
                 let refused = serde_json::json!({ "refused": problem.to_value() });
                 out.extend_from_slice(refused.to_string().as_bytes());
@@ -113,13 +128,21 @@ fn parse_batch<'a>(
             format!("a batch has at most {MAX_DELTAS_PER_ENTRY} commands; send the rest in another one");
         return Err(Problem::new(413, "too_large", text));
     };
-    let mut commands = Vec::with_capacity(items.len());
     let mut services = Vec::with_capacity(items.len());
-    for (n, Item { service, command }) in items.into_iter().enumerate() {
-        let name = &*service;
+    let mut ends = Vec::with_capacity(items.len());
+    let mut encoded = Vec::with_capacity(body.len() / 2);
+    for (n, Item { service: name, command }) in items.iter().enumerate() {
         let service = find(node, name)?;
-        let encoded = service.command_from_tagged_json(command.get());
-        let encoded = encoded.map_err(|e| bad(&format!("item {n}: {name}"), e))?;
+        service
+            .command_from_tagged_json(command.get().as_bytes(), &mut encoded)
+            .map_err(|e| bad(&format!("item {n}: {name}"), e))?;
+        services.push(service);
+        ends.push(encoded.len());
+    }
+    let encoded = Bytes::from(encoded);
+    let mut commands = Vec::with_capacity(items.len());
+    let mut start = 0;
+    for (n, (service, end)) in services.iter().zip(ends).enumerate() {
         let mut session = session;
         if session.session > 0 {
             session.sequence = session
@@ -127,8 +150,8 @@ fn parse_batch<'a>(
                 .checked_add(n as u64)
                 .ok_or_else(|| Problem::bad_request("the batch goes past the last sequence of all"))?;
         }
-        commands.push(command_of(session, service.name(), encoded));
-        services.push(service);
+        commands.push(command_of(session, service.name(), encoded.slice(start..end)));
+        start = end;
     }
     Ok((commands, services))
 }
@@ -201,9 +224,9 @@ impl<'de> Visitor<'de> for ItemVisitor {
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
-fn command_of(session: SessionHeaders, service: &'static str, body: Vec<u8>) -> Command {
+fn command_of(session: SessionHeaders, service: &'static str, body: Bytes) -> Command {
     let SessionHeaders { session, sequence, acked } = session;
-    Command { session, sequence, acked, service: service.into(), body: body.into() }
+    Command { session, sequence, acked, service: service.into(), body }
 }
 
 fn find<'a>(node: &'a Node, name: &str) -> Result<&'a Arc<dyn ErasedService>, Problem> {
@@ -218,30 +241,35 @@ fn bad(what: &str, error: BadRequest) -> Problem {
     }
 }
 
-/// The reply as JSON with its revision.
-fn reply_json(service: &dyn ErasedService, outcome: &Outcome) -> Result<Vec<u8>, Problem> {
+/// Writes the reply as JSON with its revision.
+fn push_reply(service: &dyn ErasedService, outcome: &Outcome, out: &mut Vec<u8>) -> Result<(), Problem> {
     let DeltaResult::Reply(reply) = &outcome.result else {
         return Err(Problem::new(500, "failed", "a refusal is not a reply"));
     };
-    let reply = service.reply_to_json(reply).map_err(|e| {
+    service.reply_to_json(reply, out).map_err(|e| {
         Problem::new(500, "failed", format!("the command was applied; its reply is unreadable: {e}"))
     })?;
-    Ok(with_fields(reply, outcome.revision, None))
+    push_fields(out, outcome.revision, None);
+    Ok(())
 }
 
-/// Adds `revision` and `age_ms` to a JSON object.
-fn with_fields(mut object: Vec<u8>, revision: u64, age: Option<Duration>) -> Vec<u8> {
-    use std::io::Write as _;
-    debug_assert_eq!(object.last(), Some(&b'}'), "replies and answers are JSON objects");
-    object.pop();
-    let comma = if object.len() > 1 { "," } else { "" };
-    // Writing to a Vec cannot fail.
-    let _ = write!(object, "{comma}\"revision\":{revision}");
+/// Adds `revision` and `age_ms` to the JSON object at the end.
+fn push_fields(out: &mut Vec<u8>, revision: u64, age: Option<Duration>) {
+    debug_assert_eq!(out.last(), Some(&b'}'), "replies and answers are JSON objects");
+    out.pop();
+    let push = |out: &mut Vec<u8>, key: &[u8], number: u64| {
+        if out.last() != Some(&b'{') {
+            out.push(b',');
+        }
+        out.extend_from_slice(key);
+        // Writing to a Vec cannot fail.
+        let _ = serde_json::to_writer(&mut *out, &number);
+    };
+    push(out, b"\"revision\":", revision);
     if let Some(age) = age {
-        let _ = write!(object, ",\"age_ms\":{}", age.as_millis());
+        push(out, b"\"age_ms\":", age.as_millis() as u64);
     }
-    object.push(b'}');
-    object
+    out.push(b'}');
 }
 
 /// What every query may say of its freshness.
@@ -257,20 +285,23 @@ pub(super) async fn query(
     Path((service, name)): Path<(String, String)>,
     RawQuery(params): RawQuery,
 ) -> Answer {
-    let params = params.unwrap_or_default();
-    find(&app.node, &service)?;
-    let (level, own) = split_params(&params)?;
+    ask(&app, find(&app.node, &service)?.name(), &name, params.as_deref()).await
+}
+
+/// Asks the query `name` of `service`.
+pub(super) async fn ask(app: &App, service: &str, name: &str, params: Option<&str>) -> Answer {
+    let (level, own) = split_params(params.unwrap_or_default())?;
     let point = app.node.read_point(level, deadline()).await?;
-    let answered =
-        app.node.state().read(|machine| (machine.revision(), machine.query(&service, &name, &own)));
+    let answered = app.node.state().read(|machine| (machine.revision(), machine.query(service, name, &own)));
     let (revision, answer) = answered.map_err(|e| failed(&app.node, e))?;
     match answer {
-        Ok(answer) => {
+        Ok(mut answer) => {
             let age = matches!(level, ReadLevel::Stale { .. }).then_some(point.age).flatten();
-            Ok(json(with_fields(answer, revision, age)))
+            push_fields(&mut answer, revision, age);
+            Ok(json(answer))
         }
         Err(QueryError::Refused(refusal)) => Err(refusal.into()),
-        Err(QueryError::BadRequest(e)) => Err(bad(&service, e)),
+        Err(QueryError::BadRequest(e)) => Err(bad(service, e)),
         Err(QueryError::UnknownService) => Err(Problem::new(404, "unknown_service", service)),
         Err(QueryError::Damage(damage)) => Err(failed(&app.node, damage)),
     }
@@ -326,7 +357,11 @@ mod tests {
 
     #[test]
     fn fields_are_added_to_objects() {
-        let text = |object: &str, age| String::from_utf8(with_fields(object.into(), 7, age)).unwrap();
+        let text = |object: &str, age| {
+            let mut out = object.as_bytes().to_vec();
+            push_fields(&mut out, 7, age);
+            String::from_utf8(out).unwrap()
+        };
         assert_eq!(text("{}", None), r#"{"revision":7}"#);
         assert_eq!(text(r#"{"a":1}"#, Some(Duration::from_millis(3))), r#"{"a":1,"revision":7,"age_ms":3}"#);
     }

@@ -64,6 +64,15 @@ pub fn decode_borrowed<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, Co
     all_used(value, used, body)
 }
 
+/// Appends a version byte and what a `Vec` of the items would be, without making one.
+pub fn encode_list<T: Serialize>(items: impl Iterator<Item = T> + Clone, out: &mut Vec<u8>) {
+    out.push(RECORD_VERSION);
+    push_item(&items.clone().count(), out);
+    for item in items {
+        push_item(&item, out);
+    }
+}
+
 /// Appends `item` to a list that [`items`] reads. The record that holds the list has the version byte.
 pub(crate) fn push_item<T: Serialize + ?Sized>(item: &T, list: &mut Vec<u8>) {
     // Writing to a Vec cannot fail, and our types have no serializer that refuses.

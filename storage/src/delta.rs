@@ -64,19 +64,22 @@ pub struct Delta<'a> {
 }
 
 /// Encodes one log entry from `commands`, all at the primary's `time`.
-pub fn encode_entry<'a>(time: Millis, commands: impl IntoIterator<Item = &'a Command>) -> Bytes {
-    let deltas: Vec<Delta<'_>> = commands
-        .into_iter()
-        .map(|c| Delta {
-            session: c.session,
-            sequence: c.sequence,
-            acked: c.acked,
-            time,
-            service: &c.service,
-            body: &c.body,
-        })
-        .collect();
-    codec::encode(&deltas).into()
+pub fn encode_entry<'a, I>(time: Millis, commands: I) -> Bytes
+where
+    I: IntoIterator<Item = &'a Command, IntoIter: Clone>,
+{
+    let commands = commands.into_iter();
+    let mut entry = Vec::with_capacity(commands.clone().map(Command::size).sum());
+    let deltas = commands.map(|command| Delta {
+        session: command.session,
+        sequence: command.sequence,
+        acked: command.acked,
+        time,
+        service: &command.service,
+        body: &command.body,
+    });
+    codec::encode_list(deltas, &mut entry);
+    entry.into()
 }
 
 /// Decodes a log entry's deltas, in order.

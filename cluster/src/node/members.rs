@@ -4,6 +4,7 @@
 //! leaves fewer live voters than its quorum, as far as the primary's own contacts tell (invariant 8).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -158,7 +159,7 @@ impl Inner {
         let command = SystemCommand::AllocateNodeId { name: name.to_owned() };
         let command = Command::sessionless(SYSTEM_SERVICE, codec::encode(&command));
         let deadline = Instant::now() + CHANGE_TIMEOUT;
-        let outcomes = self.propose_once(vec![command], deadline, true).await?;
+        let outcomes = self.propose_once(Arc::new(vec![command]), deadline, true).await?;
         let reply = outcomes.into_iter().next().map(|outcome| outcome.result);
         match reply {
             Some(DeltaResult::Reply(reply)) => match codec::decode(&reply) {

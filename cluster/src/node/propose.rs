@@ -1,4 +1,4 @@
-//! The proposer: puts what waits into one log entry, few entries in flight.
+//! The proposer: puts what waits into one log entry, one entry in flight: the next one gathers meanwhile.
 //!
 //! On a backup the same batching sends what waits to the primary, which batches again with its own.
 
@@ -27,8 +27,14 @@ const MAX_WAITING: usize = 16_384;
 const MAX_WAITING_BYTES: usize = 64 << 20;
 /// Bytes in one entry; one command alone may have more.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
-/// Entries (or messages to the primary) in flight. One is best at 256 clients, four all round.
-const IN_FLIGHT: usize = 4;
+/// Entries in flight. An entry costs each server several hundred microseconds, however little is in it, so fewer and
+/// fuller ones beat more at once (docs/performance.md).
+const ENTRIES: usize = 1;
+/// Messages to the primary in flight: its own proposer gathers what they bring.
+const FORWARDS: usize = 4;
+/// Rounds of the runtime in which more commands may come before an entry is closed; it ends with the first in which
+/// none did. Connections that have something to say are served in such a round.
+const GATHERING: usize = 4;
 /// A forwarded command may take this long in the primary's hands.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between attempts while an election runs.
@@ -44,7 +50,7 @@ pub(super) struct Batcher {
 
 /// Commands that stay together: one client's request or batch, or what a backup sent.
 pub(super) struct Waiting {
-    commands: Vec<Command>,
+    commands: Arc<Vec<Command>>,
     /// Came from a backup: not to be sent on, lest it go round.
     forwarded: bool,
     reply: oneshot::Sender<Result<Vec<Outcome>>>,
@@ -71,7 +77,7 @@ impl Batcher {
 
     fn submit(
         &self,
-        commands: Vec<Command>,
+        commands: Arc<Vec<Command>>,
         forwarded: bool,
     ) -> Result<oneshot::Receiver<Result<Vec<Outcome>>>> {
         let bytes = commands.iter().map(Command::size).sum();
@@ -108,13 +114,14 @@ impl Node {
             let text = format!("a batch has at most {MAX_DELTAS_PER_ENTRY} commands");
             return Err(NodeError::not_applied(Code::BadRequest, text));
         }
+        let commands = Arc::new(commands);
         loop {
             if self.draining() {
                 let error =
                     NodeError::not_applied(Code::ShuttingDown, "this server is stopping; ask another one");
                 return Err(error.with_primary(inner.leader_url()).retry_after(50));
             }
-            let result = inner.propose_once(commands.clone(), deadline, false).await;
+            let result = inner.propose_once(Arc::clone(&commands), deadline, false).await;
             // Only what certainly did nothing is tried again here.
             let retry = matches!(&result, Err(e) if e.attempt == Attempt::NotApplied
                 && matches!(e.code, Code::NotPrimary | Code::NoPrimary));
@@ -130,7 +137,7 @@ impl Inner {
     /// One attempt: hands the commands to the proposer and waits for their outcomes.
     pub(super) async fn propose_once(
         &self,
-        commands: Vec<Command>,
+        commands: Arc<Vec<Command>>,
         deadline: Instant,
         forwarded: bool,
     ) -> Result<Vec<Outcome>> {
@@ -176,12 +183,11 @@ impl Inner {
 
 /// The proposer's loop.
 pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
-    let k: usize = std::env::var("QK").ok().and_then(|k| k.parse().ok()).unwrap_or(IN_FLIGHT);
     let mut stop = inner.stop.subscribe();
     let mut in_flight: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
     let mut left_over: VecDeque<Waiting> = VecDeque::new();
     loop {
-        let room = in_flight.len() < k;
+        let room = in_flight.len() < if inner.is_leader() { ENTRIES } else { FORWARDS };
         let first = if room && let Some(waiting) = left_over.pop_front() {
             waiting
         } else {
@@ -194,11 +200,12 @@ pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
                 },
             }
         };
-        let rounds: usize = std::env::var("QY").ok().and_then(|k| k.parse().ok()).unwrap_or(4);
-        for _ in 0..rounds {
-            let before = inbox.len();
+        for _ in 0..GATHERING {
+            let waiting = inbox.len();
             tokio::task::yield_now().await;
-            if inbox.len() == before { break; }
+            if inbox.len() == waiting {
+                break;
+            }
         }
         let batch = collect(first, &mut inbox, &mut left_over);
         in_flight.push(Box::pin(dispatch(Arc::clone(&inner), batch)));
@@ -230,23 +237,21 @@ fn collect(
 }
 
 /// Sends a batch on its way: into the log here, or to the primary.
-async fn dispatch(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
+async fn dispatch(inner: Arc<Inner>, batch: Vec<Waiting>) {
     let forwarded = batch.first().is_some_and(|waiting| waiting.forwarded);
-    let counts: Vec<usize> = batch.iter().map(|waiting| waiting.commands.len()).collect();
-    let commands: Vec<Command> = batch.iter_mut().flat_map(|waiting| waiting.commands.drain(..)).collect();
-    let expected = commands.len();
     // Before it is asked who leads: who waited here for a transfer to end finds the new primary.
     let writing = inner.writing.read().await;
     let outcomes = match inner.leader() {
-        Some(id) if id == inner.id => inner.write(&commands).await,
+        Some(id) if id == inner.id => inner.write(&batch).await,
         Some(id) if !forwarded && inner.working_leader() == Some(id) => {
             drop(writing);
-            inner.forward(id, commands).await
+            inner.forward(id, &batch).await
         }
         Some(_) if !forwarded => Err(inner.no_primary()),
         Some(_) => Err(inner.not_primary()),
         None => Err(inner.no_primary()),
     };
+    let expected: usize = batch.iter().map(|waiting| waiting.commands.len()).sum();
     let outcomes = outcomes.and_then(|outcomes| match outcomes.len() == expected {
         true => Ok(outcomes),
         false => {
@@ -256,8 +261,9 @@ async fn dispatch(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
     match outcomes {
         Ok(outcomes) => {
             let mut outcomes = outcomes.into_iter();
-            for (waiting, count) in batch.into_iter().zip(counts) {
-                let _ = waiting.reply.send(Ok(outcomes.by_ref().take(count).collect()));
+            for waiting in batch {
+                let own = outcomes.by_ref().take(waiting.commands.len()).collect();
+                let _ = waiting.reply.send(Ok(own));
             }
         }
         Err(e) => {
@@ -270,7 +276,7 @@ async fn dispatch(inner: Arc<Inner>, mut batch: Vec<Waiting>) {
 
 impl Inner {
     /// Writes one log entry and waits until it is applied here.
-    async fn write(&self, commands: &[Command]) -> Result<Vec<Outcome>> {
+    async fn write(&self, batch: &[Waiting]) -> Result<Vec<Outcome>> {
         if let Some(refusal) = self.refuse_writes() {
             return Err(refusal);
         }
@@ -278,7 +284,7 @@ impl Inner {
         self.caught_up_with(term).await?;
         let last = self.state.read(|machine| machine.time()).map_err(|e| self.broken(&e))?;
         let time = self.logged_clock.now(&*self.clock, term, last);
-        let entry = delta::encode_entry(time, commands);
+        let entry = delta::encode_entry(time, batch.iter().flat_map(|waiting| waiting.commands.iter()));
         match self.raft.client_write(Deltas(entry)).await {
             Ok(written) => Ok(written.data.0),
             Err(RaftError::Fatal(e)) => {
@@ -335,10 +341,11 @@ impl Inner {
     }
 
     /// Sends the commands to the primary, node `id`.
-    async fn forward(&self, id: NodeId, commands: Vec<Command>) -> Result<Vec<Outcome>> {
+    async fn forward(&self, id: NodeId, batch: &[Waiting]) -> Result<Vec<Outcome>> {
         let Some(info) = self.member(id) else {
             return Err(self.no_primary());
         };
+        let commands = batch.iter().flat_map(|waiting| waiting.commands.iter().cloned()).collect();
         let (lane, request) = (self.lanes.to(id, &info), Request::Propose(commands));
         let answer = tokio::select! {
             biased;

@@ -109,7 +109,7 @@ impl Inner {
                 if !self.is_leader() {
                     return Err(self.not_primary());
                 }
-                self.propose_once(commands, Instant::now() + LIMIT, true).await.map(Reply::Propose)
+                self.propose_once(Arc::new(commands), Instant::now() + LIMIT, true).await.map(Reply::Propose)
             }
             Request::ReadIndex { lease } => {
                 if !self.is_leader() {

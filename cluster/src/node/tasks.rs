@@ -142,7 +142,7 @@ async fn tick(inner: Arc<Inner>) {
         if due {
             let tick = Command::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));
             let limit = Instant::now() + Duration::from_secs(5);
-            if let Err(e) = inner.propose_once(vec![tick], limit, true).await {
+            if let Err(e) = inner.propose_once(Arc::new(vec![tick]), limit, true).await {
                 tracing::debug!(error = %e, "a tick was not logged");
             }
         }

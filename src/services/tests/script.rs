@@ -37,7 +37,9 @@ impl Runner {
         let mut lines = match result {
             DeltaResult::Reply(reply) => {
                 let service = self.replicas.machine().registry().get(service).ok_or("no service")?;
-                let json = String::from_utf8(service.reply_to_json(reply)?)?;
+                let mut json = Vec::new();
+                service.reply_to_json(reply, &mut json)?;
+                let json = String::from_utf8(json)?;
                 // As the gateway adds it.
                 let json = json.strip_suffix('}').ok_or("the reply is not an object")?;
                 format!("200 {json},\"revision\":{revision}}}")

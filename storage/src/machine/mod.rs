@@ -6,6 +6,7 @@
 //! - equal entries in equal order give equal rows, hence an equal hash, on every replica.
 
 mod events;
+mod replies;
 mod sessions;
 mod system;
 
@@ -15,17 +16,17 @@ mod tests;
 use std::collections::BTreeMap;
 
 pub use self::events::{Compacted, MAX_EVENTS};
-pub use self::sessions::{
-    DEFAULT_TTL, MAX_REPLIES, MAX_REPLY_BYTES, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS,
-};
+use self::replies::{Admission, Current};
+pub use self::replies::{MAX_REPLIES, MAX_REPLY_BYTES};
+pub use self::sessions::{DEFAULT_TTL, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS};
 pub use self::system::{FIRST_NODE_ID, SystemCommand, SystemReply};
 use crate::codec::{self, CodecError};
 use crate::delta::{self, Delta, DeltaResult, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE};
 use crate::log::LogMark;
 use crate::raft_types::{LogId, Payload, StoredMembership};
+pub use crate::service::Position;
 use crate::service::events::Emitted;
 use crate::service::{BadRequest, Context, Event, QueryContext, Refusal, Registry};
-pub use crate::service::Position;
 use crate::tables::base::FlushMeta;
 use crate::tables::rows::Rows;
 use crate::tables::{Damage, Tables, View};
@@ -38,7 +39,10 @@ pub enum ApplyError {
     Damage(#[from] Damage),
     /// The entry does not decode.
     #[error("a committed log entry cannot be read: {0}")]
-    Entry(#[from] CodecError),
+    Entry(CodecError),
+    /// What a session keeps does not decode.
+    #[error("the replies that a session keeps cannot be read: {0}")]
+    Replies(CodecError),
 }
 
 /// One replica's state at one revision.
@@ -52,6 +56,8 @@ pub struct Machine {
     events: events::Kept,
     /// What the entry being applied emitted; empty between entries.
     emitted: Emitted,
+    /// The session of the delta before; closed between entries.
+    session: Current,
 }
 
 impl Machine {
@@ -66,7 +72,17 @@ impl Machine {
             return Err(damage);
         }
         let FlushMeta { applied, membership, revision, time, .. } = meta;
-        Ok(Self { registry, rows, applied, membership, revision, time, events, emitted: Emitted::default() })
+        Ok(Self {
+            registry,
+            rows,
+            applied,
+            membership,
+            revision,
+            time,
+            events,
+            emitted: Emitted::default(),
+            session: Current::default(),
+        })
     }
 
     /// The last applied log id.
@@ -134,9 +150,10 @@ impl Machine {
                 Vec::new()
             }
             Payload::Normal(deltas) => {
-                let deltas = delta::decode_entry(&deltas.0)?;
+                let deltas = delta::decode_entry(&deltas.0).map_err(ApplyError::Entry)?;
                 let outcomes =
                     deltas.iter().map(|delta| self.apply_delta(delta)).collect::<Result<_, _>>()?;
+                self.close_session()?;
                 self.store_events()?;
                 outcomes
             }
@@ -151,22 +168,31 @@ impl Machine {
         // The built-in services' commands stand outside sessions: one that ended its own session would be
         // remembered in it. All of them may be repeated.
         let built_in = matches!(delta.service, SESSION_SERVICE | SYSTEM_SERVICE);
+        if built_in {
+            self.close_session()?;
+        }
         if delta.session == 0 || delta.sequence == 0 || built_in {
             let result = self.run(delta)?;
             return Ok(Outcome { revision: self.revision, result });
         }
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        let admission = sessions::admit(&mut tables, delta, self.revision, self.time);
+        let admission = self.session.admit(&mut tables, delta, self.revision, self.time);
         intact(tables)?;
-        let admitted = match admission {
-            sessions::Admission::Answer(outcome) => return Ok(outcome),
-            sessions::Admission::Apply(admitted) => admitted,
-        };
-        let outcome = Outcome { revision: self.revision, result: self.run(delta)? };
+        match admission.map_err(ApplyError::Replies)? {
+            Admission::Answer(outcome) => Ok(outcome),
+            Admission::Apply(body_hash) => {
+                let outcome = Outcome { revision: self.revision, result: self.run(delta)? };
+                self.session.remember(delta, body_hash, &outcome);
+                Ok(outcome)
+            }
+        }
+    }
+
+    fn close_session(&mut self) -> Result<(), ApplyError> {
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        let outcome = sessions::remember(&mut tables, delta, admitted, outcome);
+        let closed = self.session.close(&mut tables);
         intact(tables)?;
-        Ok(outcome)
+        closed.map_err(ApplyError::Replies)
     }
 
     /// Runs a delta's command, its session aside.

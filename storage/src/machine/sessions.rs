@@ -1,25 +1,18 @@
-//! Sessions: what makes a retry harmless.
-//!
-//! After Raft's client sessions (Ongaro, *Consensus: Bridging Theory and Practice*, 2014, §6.3),
-//! with many requests in flight: the state keeps a reply for each sequence above `acked`, and a
-//! delta whose sequence is known gets the kept reply and applies nothing.
+//! Sessions: what makes a retry harmless. Here they begin, live and end; [`replies`] has what they keep.
 
 use std::ops::{Bound, ControlFlow};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::delta::{Delta, DeltaResult, Millis, Outcome};
+use super::replies;
+use crate::delta::Millis;
 use crate::service::Refusal;
 use crate::tables::{Table, Tables, View};
 
 /// The namespace of the sessions' tables.
 pub(super) const NAMESPACE: &str = crate::delta::SESSION_SERVICE;
 
-/// A session keeps at most this many replies that its client has not acknowledged.
-pub const MAX_REPLIES: u32 = 1024;
-/// And at most this many bytes of them.
-pub const MAX_REPLY_BYTES: u64 = 4 << 20;
 /// At most this many sessions live at once.
 pub const MAX_SESSIONS: u64 = 100_000;
 /// A session's time to live without a request, if its client names none.
@@ -28,15 +21,8 @@ pub const DEFAULT_TTL: Millis = 60_000;
 pub const TTL_BOUNDS: (Millis, Millis) = (1_000, 24 * 3_600_000);
 /// One tick expires at most this many sessions; the rest comes with the next tick.
 const EXPIRIES_PER_TICK: usize = 128;
-/// Replies up to this number and size, each, are kept in the session's own row: mostly all of them.
-const INLINE: (usize, u64) = (4, 256);
-/// Up to this many newly acknowledged sequences are forgotten one by one.
-const FEW: u64 = 64;
-
-const SESSIONS: Table<u64, Session> = Table::new("sessions");
+pub(super) const SESSIONS: Table<u64, Session> = Table::new("sessions");
 const NAMES: Table<String, u64> = Table::new("names");
-/// Those that do not fit inline.
-const REPLIES: Table<(u64, u64), Remembered> = Table::new("replies");
 /// When to look at a session again. Not moved by each request: a tick that finds the session used
 /// in the meantime puts it back with its new deadline. A live session has exactly one row here.
 const DEADLINES: Table<(u64, u64), ()> = Table::new("deadlines");
@@ -79,171 +65,28 @@ pub struct SessionReply {
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Session {
+pub(super) struct Session {
     name: Option<String>,
     ttl_ms: Millis,
-    last_used: Millis,
+    pub(super) last_used: Millis,
     /// Where its row in [`DEADLINES`] is.
     deadline: Millis,
-    acked: u64,
-    max_sequence: u64,
-    /// Replies kept here, by sequence, in the order of application.
-    inline: Vec<(u64, Remembered)>,
-    /// How many more are in [`REPLIES`].
-    rows: u32,
-    /// The size of all of them.
-    reply_bytes: u64,
+    pub(super) acked: u64,
+    pub(super) max_sequence: u64,
+    /// How many replies it keeps, and their bytes.
+    pub(super) replies: u32,
+    pub(super) reply_bytes: u64,
+    /// A few of them ([`replies`] has the encoding), mostly all.
+    pub(super) inline: Bytes,
+    /// How many rows hold the rest; and how many of these rows hold several.
+    pub(super) rows: u32,
+    pub(super) blocks: u32,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Counts {
     last_id: u64,
     live: u64,
-}
-
-/// A reply kept for retries.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Remembered {
-    body_hash: u64,
-    outcome: Outcome,
-}
-
-/// What a delta's session says of it.
-pub(super) enum Admission {
-    /// Apply it, then [`remember`] the outcome.
-    Apply(Admitted),
-    /// Apply nothing: this is the result.
-    Answer(Outcome),
-}
-
-/// A delta that its session lets through.
-pub(super) struct Admitted {
-    session: Session,
-    body_hash: u64,
-}
-
-/// Looks a delta up in its session.
-pub(super) fn admit(tables: &mut Tables<'_>, delta: &Delta<'_>, revision: u64, time: Millis) -> Admission {
-    let answer = |result| Admission::Answer(Outcome { revision, result });
-    let Some(mut session) = tables.get(&SESSIONS, &delta.session) else {
-        return answer(DeltaResult::SessionExpired);
-    };
-    if delta.sequence <= session.acked {
-        return answer(DeltaResult::SequenceAcked);
-    }
-    let body_hash = body_hash(delta);
-    // Sequences mostly rise: only one that is not the highest so far can have been used before.
-    if delta.sequence <= session.max_sequence
-        && let Some(kept) = kept(tables, delta, &mut session)
-    {
-        return match kept.body_hash == body_hash {
-            true => Admission::Answer(kept.outcome),
-            false => answer(DeltaResult::SequenceReused),
-        };
-    }
-    session.last_used = time;
-    session.max_sequence = session.max_sequence.max(delta.sequence);
-    forget_acked(tables, delta, &mut session);
-    let replies = session.inline.len() as u64 + u64::from(session.rows);
-    if replies >= u64::from(MAX_REPLIES) || session.reply_bytes >= MAX_REPLY_BYTES {
-        tables.put(&SESSIONS, &delta.session, &session);
-        return answer(DeltaResult::SessionFull);
-    }
-    Admission::Apply(Admitted { session, body_hash })
-}
-
-/// The reply that is kept for the delta's sequence.
-fn kept(tables: &Tables<'_>, delta: &Delta<'_>, session: &mut Session) -> Option<Remembered> {
-    match session.inline.iter().position(|(sequence, _)| *sequence == delta.sequence) {
-        Some(at) => Some(session.inline.swap_remove(at).1),
-        None if session.rows > 0 => tables.get(&REPLIES, &(delta.session, delta.sequence)),
-        None => None,
-    }
-}
-
-/// Keeps the outcome of an admitted delta for retries, and gives it back.
-pub(super) fn remember(
-    tables: &mut Tables<'_>,
-    delta: &Delta<'_>,
-    admitted: Admitted,
-    outcome: Outcome,
-) -> Outcome {
-    let Admitted { mut session, body_hash } = admitted;
-    let bytes = kept_bytes(&outcome);
-    let remembered = Remembered { body_hash, outcome };
-    session.reply_bytes += bytes;
-    if session.inline.len() < INLINE.0 && bytes <= INLINE.1 {
-        // The row is encoded with it, so that nothing is copied.
-        session.inline.push((delta.sequence, remembered));
-        tables.put(&SESSIONS, &delta.session, &session);
-        let last = session.inline.pop().expect("it was just pushed");
-        return last.1.outcome;
-    }
-    session.rows += 1;
-    tables.put(&SESSIONS, &delta.session, &session);
-    // `admit` has found none.
-    tables.put_new(&REPLIES, &(delta.session, delta.sequence), &remembered);
-    remembered.outcome
-}
-
-/// Forgets replies up to the delta's `acked`. A client cannot have acknowledged the very request.
-fn forget_acked(tables: &mut Tables<'_>, delta: &Delta<'_>, session: &mut Session) {
-    let acked = delta.acked.min(delta.sequence - 1);
-    if acked <= session.acked {
-        return;
-    }
-    let bytes = &mut session.reply_bytes;
-    session.inline.retain(|(sequence, kept)| {
-        let keep = *sequence > acked;
-        if !keep {
-            *bytes = bytes.saturating_sub(kept_bytes(&kept.outcome));
-        }
-        keep
-    });
-    let before = std::mem::replace(&mut session.acked, acked);
-    if session.rows > 0 {
-        forget_rows(tables, delta.session, (before, acked), session);
-    }
-}
-
-/// Forgets replies in rows, behind `after` and up to `to`.
-fn forget_rows(tables: &mut Tables<'_>, id: u64, (after, to): (u64, u64), session: &mut Session) {
-    let mut done = Vec::new();
-    if to - after <= FEW {
-        // The common case. Point reads find the rows in the overlay; a range would ask sled too.
-        for sequence in after + 1..=to {
-            let key = (id, sequence);
-            if let Some(kept) = tables.get(&REPLIES, &key) {
-                done.push((key, kept_bytes(&kept.outcome)));
-            }
-        }
-    } else {
-        let (after, to) = ((id, after), (id, to));
-        tables.range(&REPLIES, (Bound::Excluded(&after), Bound::Included(&to)), |key, kept| {
-            done.push((key, kept_bytes(&kept.outcome)));
-            ControlFlow::Continue(())
-        });
-    }
-    for (key, bytes) in done {
-        tables.remove(&REPLIES, &key);
-        session.rows = session.rows.saturating_sub(1);
-        session.reply_bytes = session.reply_bytes.saturating_sub(bytes);
-    }
-}
-
-fn kept_bytes(outcome: &Outcome) -> u64 {
-    let bytes = match &outcome.result {
-        DeltaResult::Reply(reply) => reply.len(),
-        DeltaResult::Refused(refusal) => {
-            refusal.code.len() + refusal.detail.len() + refusal.current.as_ref().map_or(0, String::len)
-        }
-        _ => 0,
-    };
-    bytes as u64 + 32
-}
-
-fn body_hash(delta: &Delta<'_>) -> u64 {
-    xxh3_64_with_seed(delta.body, xxh3_64(delta.service.as_bytes()))
 }
 
 /// Applies a session command.
@@ -305,9 +148,11 @@ fn open(
         deadline,
         acked: 0,
         max_sequence: 0,
-        inline: Vec::new(),
-        rows: 0,
+        replies: 0,
         reply_bytes: 0,
+        inline: Bytes::new(),
+        rows: 0,
+        blocks: 0,
     };
     tables.put(&SESSIONS, &id, &session);
     tables.put(&DEADLINES, &(deadline, id), &());
@@ -326,17 +171,7 @@ fn expired(id: u64) -> Refusal {
 }
 
 fn end(tables: &mut Tables<'_>, id: u64, session: Session) {
-    let mut replies = Vec::with_capacity(session.rows as usize);
-    let (from, to) = ((id, 0), (id, u64::MAX));
-    if session.rows > 0 {
-        tables.range(&REPLIES, (Bound::Included(&from), Bound::Included(&to)), |key, _| {
-            replies.push(key);
-            ControlFlow::Continue(())
-        });
-    }
-    for key in &replies {
-        tables.remove(&REPLIES, key);
-    }
+    replies::forget_all(tables, id, &session);
     if let Some(name) = &session.name {
         tables.remove(&NAMES, name);
     }

@@ -1,8 +1,7 @@
 //! Services behind one object-safe trait: bytes and JSON in, bytes and JSON out.
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::Deserialize as _;
 
 use super::params::ParamsDeserializer;
 use super::{Context, QueryContext, Refusal, Service};
@@ -49,11 +48,11 @@ pub trait ErasedService: Send + Sync {
     /// [`BadRequest`] when there is no such command or the fields do not fit.
     fn command_from_json(&self, name: &str, fields: &[u8]) -> Result<Vec<u8>, BadRequest>;
 
-    /// Encodes a command from JSON of the form `{"add":{…}}`.
+    /// Encodes a command from JSON of the form `{"add":{…}}`, behind what `out` holds already.
     ///
     /// # Errors
     /// As [`Self::command_from_json`].
-    fn command_from_tagged_json(&self, tagged: &str) -> Result<Vec<u8>, BadRequest>;
+    fn command_from_tagged_json(&self, tagged: &[u8], out: &mut Vec<u8>) -> Result<(), BadRequest>;
 
     /// An encoded command as JSON, for people who read the log.
     ///
@@ -61,11 +60,11 @@ pub trait ErasedService: Send + Sync {
     /// [`CodecError`] when the body is not a command of this service.
     fn command_to_json(&self, body: &[u8]) -> Result<serde_json::Value, CodecError>;
 
-    /// An encoded reply as JSON text: an object.
+    /// Writes an encoded reply as JSON text, an object, behind what `out` holds already.
     ///
     /// # Errors
-    /// [`CodecError`] when the bytes are not a reply of this service.
-    fn reply_to_json(&self, reply: &[u8]) -> Result<Vec<u8>, CodecError>;
+    /// [`CodecError`] when the bytes are not a reply of this service; part of it may be in `out`.
+    fn reply_to_json(&self, reply: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError>;
 
     /// Answers the query `name` with URL parameters (`name=hits&limit=10`); the answer is JSON text, an object.
     ///
@@ -116,19 +115,24 @@ impl<S: Service> ErasedService for S {
         tagged.extend_from_slice(b"\":");
         tagged.extend_from_slice(fields);
         tagged.push(b'}');
-        from_tagged::<S::Command>(&tagged)
+        let mut encoded = Vec::with_capacity(fields.len());
+        self.command_from_tagged_json(&tagged, &mut encoded)?;
+        Ok(encoded)
     }
 
-    fn command_from_tagged_json(&self, tagged: &str) -> Result<Vec<u8>, BadRequest> {
-        from_tagged::<S::Command>(tagged.as_bytes())
+    fn command_from_tagged_json(&self, tagged: &[u8], out: &mut Vec<u8>) -> Result<(), BadRequest> {
+        let command: S::Command =
+            serde_json::from_slice(tagged).map_err(|e| bad_request(without_position(&e)))?;
+        codec::encode_into(&command, out);
+        Ok(())
     }
 
     fn command_to_json(&self, body: &[u8]) -> Result<serde_json::Value, CodecError> {
-        to_json(&codec::decode::<S::Command>(body)?, |value| serde_json::to_value(value))
+        serde_json::to_value(codec::decode::<S::Command>(body)?).map_err(not_json)
     }
 
-    fn reply_to_json(&self, reply: &[u8]) -> Result<Vec<u8>, CodecError> {
-        to_json(&codec::decode::<S::Reply>(reply)?, serde_json::to_vec)
+    fn reply_to_json(&self, reply: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
+        serde_json::to_writer(out, &codec::decode::<S::Reply>(reply)?).map_err(not_json)
     }
 
     fn query(
@@ -163,11 +167,6 @@ fn check_name(name: &str) -> Result<(), BadRequest> {
     }
 }
 
-fn from_tagged<C: Serialize + DeserializeOwned>(tagged: &[u8]) -> Result<Vec<u8>, BadRequest> {
-    let command: C = serde_json::from_slice(tagged).map_err(|e| bad_request(without_position(&e)))?;
-    Ok(codec::encode(&command))
-}
-
 /// serde says of an enum's tag that it is an "unknown variant"; to the user it is an unknown name.
 fn bad_request(text: String) -> BadRequest {
     match text.strip_prefix("unknown variant ") {
@@ -185,8 +184,6 @@ fn without_position(error: &serde_json::Error) -> String {
     }
 }
 
-fn to_json<T, R>(value: &T, convert: impl FnOnce(&T) -> serde_json::Result<R>) -> Result<R, CodecError> {
-    convert(value).map_err(|e| CodecError::Malformed(format!("not representable as JSON: {e}")))
+fn not_json(error: serde_json::Error) -> CodecError {
+    CodecError::Malformed(format!("not representable as JSON: {error}"))
 }
-
-use serde::Deserialize as _;

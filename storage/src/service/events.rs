@@ -56,7 +56,8 @@ impl Emitted {
         let stored: Stored<'_> = (position, service, topic, json.unwrap_or("{\"event_not_json\":true}"));
         codec::push_item(&stored, &mut self.encoded);
         self.last = position;
-        let extent = self.extent.get_or_insert(Extent { first: position, last: position, events: 0, bytes: 0 });
+        let extent =
+            self.extent.get_or_insert(Extent { first: position, last: position, events: 0, bytes: 0 });
         extent.last = position;
         extent.events += 1;
         extent.bytes = self.encoded.len();
@@ -142,7 +143,12 @@ mod tests {
             assert_eq!((extent.first, extent.last, extent.events), ((7, 0), (8, 0), 3));
             encoded = codec::encode(&block);
         });
-        let wanted = [&[1, 26][..], b"\x07\x00\x01a\x01t\x011", b"\x07\x01\x01b\x01u\x03\"x\"", b"\x08\x00\x01a\x01t\x012"];
+        let wanted = [
+            &[1, 26][..],
+            b"\x07\x00\x01a\x01t\x011",
+            b"\x07\x01\x01b\x01u\x03\"x\"",
+            b"\x08\x00\x01a\x01t\x012",
+        ];
         assert_eq!(encoded, wanted.concat(), "the format has changed: old blocks would not be read");
         let block: Block = codec::decode(&encoded).unwrap();
         let positions: Vec<Position> = block.events.iter().map(|(position, _)| *position).collect();

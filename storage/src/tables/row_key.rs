@@ -44,10 +44,13 @@ impl From<&[u8]> for RowKey {
 
 impl Ord for RowKey {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.words
-            .cmp(&other.words)
-            .then_with(|| self.length.cmp(&other.length))
-            .then_with(|| self.rest.cmp(&other.rest))
+        self.words.cmp(&other.words).then_with(|| self.length.cmp(&other.length)).then_with(|| {
+            match (self.rest.is_empty(), other.rest.is_empty()) {
+                // Without a call.
+                (true, true) => Ordering::Equal,
+                _ => self.rest.cmp(&other.rest),
+            }
+        })
     }
 }
 

@@ -146,7 +146,9 @@ impl Runner {
                 },
                 service => {
                     let erased = self.replicas.machine().registry().get(service).ok_or("no service")?;
-                    shortened(String::from_utf8(erased.reply_to_json(reply)?)?)
+                    let mut json = Vec::new();
+                    erased.reply_to_json(reply, &mut json)?;
+                    shortened(String::from_utf8(json)?)
                 }
             },
             DeltaResult::Refused(refusal) => {
