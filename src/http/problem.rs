@@ -94,7 +94,7 @@ impl Problem {
         };
         match result {
             DeltaResult::Reply(_) => None,
-            DeltaResult::Refused(refusal) => Some(refusal.clone().into()),
+            DeltaResult::Refused(refusal) => Some(Refusal::clone(refusal).into()),
             DeltaResult::SessionExpired => unknown(
                 410,
                 "session_expired",

@@ -104,8 +104,8 @@ pub struct Outcome {
 pub enum DeltaResult {
     /// The service's reply, encoded by [`codec`].
     Reply(Bytes),
-    /// The service's refusal, remembered like a reply.
-    Refused(Refusal),
+    /// The service's refusal, remembered like a reply. Boxed: outcomes are mostly replies, and move often.
+    Refused(Box<Refusal>),
     /// The session is unknown or has expired. Nothing was applied *by this delta*.
     SessionExpired,
     /// The sequence was used before with another body.
@@ -143,7 +143,7 @@ mod tests {
     fn outcome_variants_keep_their_numbers() {
         let numbers: Vec<u8> = [
             DeltaResult::Reply(Bytes::new()),
-            DeltaResult::Refused(Refusal::new("c", "d")),
+            DeltaResult::Refused(Refusal::new("c", "d").into()),
             DeltaResult::SessionExpired,
             DeltaResult::SequenceReused,
             DeltaResult::SequenceAcked,

@@ -1,4 +1,5 @@
-//! The proposer: puts what waits into one log entry, one entry in flight: the next one gathers meanwhile.
+//! The proposer: puts what waits into one log entry. While an entry is in flight the next one gathers, and goes out
+//! when the one before is done, or when it is large.
 //!
 //! On a backup the same batching sends what waits to the primary, which batches again with its own.
 
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -27,11 +29,11 @@ const MAX_WAITING: usize = 16_384;
 const MAX_WAITING_BYTES: usize = 64 << 20;
 /// Bytes in one entry; one command alone may have more.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
-/// Entries in flight. An entry costs each server several hundred microseconds, however little is in it, so fewer and
-/// fuller ones beat more at once (docs/performance.md).
-const ENTRIES: usize = 1;
-/// Messages to the primary in flight: its own proposer gathers what they bring.
-const FORWARDS: usize = 4;
+/// Entries, or messages to the primary, in flight.
+const IN_FLIGHT: usize = 4;
+/// An entry of so many commands does not wait for the one in flight. Smaller ones do: each costs every server several
+/// hundred microseconds, however little is in it (docs/performance.md).
+const LARGE: usize = 256;
 /// Rounds of the runtime in which more commands may come before an entry is closed; it ends with the first in which
 /// none did. Connections that have something to say are served in such a round.
 const GATHERING: usize = 4;
@@ -185,55 +187,79 @@ impl Inner {
 pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
     let mut stop = inner.stop.subscribe();
     let mut in_flight: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
-    let mut left_over: VecDeque<Waiting> = VecDeque::new();
+    let mut queue = Queue::default();
     loop {
-        let room = in_flight.len() < if inner.is_leader() { ENTRIES } else { FORWARDS };
-        let first = if room && let Some(waiting) = left_over.pop_front() {
-            waiting
-        } else {
-            tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => return,
-                Some(()) = in_flight.next(), if !in_flight.is_empty() => continue,
-                waiting = inbox.recv(), if room => match waiting {
-                    Some(waiting) => waiting,
-                    None => return,
-                },
-            }
-        };
-        for _ in 0..GATHERING {
-            let waiting = inbox.len();
-            tokio::task::yield_now().await;
-            if inbox.len() == waiting {
-                break;
-            }
+        // The primary's own proposer gathers again what a backup sends on.
+        let hurry = queue.commands >= LARGE || !inner.is_leader();
+        let room = in_flight.is_empty() || hurry && in_flight.len() < IN_FLIGHT;
+        if room && !queue.waiting.is_empty() {
+            queue.gather(&mut inbox).await;
+            in_flight.push(Box::pin(dispatch(Arc::clone(&inner), queue.take_batch())));
+            // It begins now, before anything else is waited for.
+            let _ = in_flight.next().now_or_never();
+            continue;
         }
-        let batch = collect(first, &mut inbox, &mut left_over);
-        in_flight.push(Box::pin(dispatch(Arc::clone(&inner), batch)));
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+            waiting = inbox.recv(), if queue.has_room() => match waiting {
+                Some(waiting) => queue.push(waiting),
+                None => return,
+            },
+        }
     }
 }
 
-/// What waits, up to an entry's bounds; forwarded and own commands do not mix.
-fn collect(
-    first: Waiting,
-    inbox: &mut mpsc::Receiver<Waiting>,
-    left_over: &mut VecDeque<Waiting>,
-) -> Vec<Waiting> {
-    let forwarded = first.forwarded;
-    let (mut bytes, mut count) = (first.budget.bytes, first.commands.len());
-    let mut batch = vec![first];
-    while count < MAX_DELTAS_PER_ENTRY && bytes < MAX_ENTRY_BYTES {
-        let Some(next) = left_over.pop_front().or_else(|| inbox.try_recv().ok()) else {
-            break;
-        };
-        bytes += next.budget.bytes;
-        count += next.commands.len();
-        if bytes > MAX_ENTRY_BYTES || count > MAX_DELTAS_PER_ENTRY || next.forwarded != forwarded {
-            left_over.push_front(next);
-            break;
-        }
-        batch.push(next);
+/// What goes into the next entries.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    commands: usize,
+}
+
+impl Queue {
+    fn has_room(&self) -> bool {
+        self.commands < MAX_DELTAS_PER_ENTRY
     }
-    batch
+
+    fn push(&mut self, waiting: Waiting) {
+        self.commands += waiting.commands.len();
+        self.waiting.push_back(waiting);
+    }
+
+    /// Takes in what comes while the connections that have something to say are served.
+    async fn gather(&mut self, inbox: &mut mpsc::Receiver<Waiting>) {
+        for _ in 0..GATHERING {
+            tokio::task::yield_now().await;
+            let before = self.commands;
+            while self.has_room()
+                && let Ok(waiting) = inbox.try_recv()
+            {
+                self.push(waiting);
+            }
+            if self.commands == before {
+                return;
+            }
+        }
+    }
+
+    /// The first that wait, up to an entry's bounds; forwarded and own commands do not mix.
+    fn take_batch(&mut self) -> Vec<Waiting> {
+        let (mut bytes, mut commands) = (0, 0);
+        let forwarded = self.waiting.front().is_some_and(|first| first.forwarded);
+        let fits = |waiting: &&Waiting| {
+            bytes += waiting.budget.bytes;
+            commands += waiting.commands.len();
+            // One alone may have more.
+            let first = commands == waiting.commands.len();
+            waiting.forwarded == forwarded
+                && (first || bytes <= MAX_ENTRY_BYTES && commands <= MAX_DELTAS_PER_ENTRY)
+        };
+        let count = self.waiting.iter().take_while(fits).count();
+        let batch: Vec<Waiting> = self.waiting.drain(..count).collect();
+        self.commands -= batch.iter().map(|waiting| waiting.commands.len()).sum::<usize>();
+        batch
+    }
 }
 
 /// Sends a batch on its way: into the log here, or to the primary.

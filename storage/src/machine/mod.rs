@@ -237,7 +237,7 @@ impl Machine {
         }
         Ok(match result {
             Ok(Ok(reply)) => DeltaResult::Reply(reply),
-            Ok(Err(refusal)) => DeltaResult::Refused(refusal),
+            Ok(Err(refusal)) => DeltaResult::Refused(refusal.into()),
             Err(_) => unsupported(delta),
         })
     }
@@ -349,7 +349,7 @@ fn intact(tables: Tables<'_>) -> Result<(), Damage> {
 fn encoded<R: serde::Serialize>(result: Result<R, Refusal>) -> DeltaResult {
     match result {
         Ok(reply) => DeltaResult::Reply(codec::encode(&reply).into()),
-        Err(refusal) => DeltaResult::Refused(refusal),
+        Err(refusal) => DeltaResult::Refused(refusal.into()),
     }
 }
 

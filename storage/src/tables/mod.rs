@@ -11,6 +11,7 @@
 pub mod base;
 mod journal;
 pub mod key;
+pub mod overlay;
 mod row_key;
 pub mod rows;
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::base::{Base, FlushMeta};
-use super::rows::{Overlay, Rows, row_hash};
+use super::overlay::Overlay;
+use super::rows::{Rows, row_hash};
 use super::*;
 
 type RowKey = (String, u64);

@@ -1,13 +1,14 @@
 //! A row's key, laid out for searching: most of apply's time goes into finding rows in the overlay.
 
 use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
 
 /// Bytes that are compared as words, without a call or a detour.
 const INLINE: usize = 40;
 const WORDS: usize = INLINE / 8;
 
 /// A row's key. Ordered like its bytes.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Eq)]
 pub struct RowKey {
     /// The first bytes, big-endian and padded with zeros, so that words compare like bytes.
     words: [u64; WORDS],
@@ -39,6 +40,24 @@ impl From<&[u8]> for RowKey {
         }
         // The length without `rest`: a key that ends in zeros differs from its padding by it.
         Self { words, length: first.len() as u32, rest: rest.into() }
+    }
+}
+
+impl PartialEq for RowKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Hash for RowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for word in self.words {
+            state.write_u64(word);
+        }
+        state.write_u32(self.length);
+        if !self.rest.is_empty() {
+            state.write(&self.rest);
+        }
     }
 }
 

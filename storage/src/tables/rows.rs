@@ -7,8 +7,6 @@
 //! - A flush changes `base` only in rows that `frozen` holds, so a read never sees half a flush.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -16,24 +14,11 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::base::Base;
+use super::overlay::{Dirty, Overlay};
 use super::row_key::RowKey;
 
-/// Dirty rows by key.
-pub type Overlay = BTreeMap<RowKey, Dirty>;
-
-/// A dirty row.
-#[derive(Debug, Clone)]
-pub struct Dirty {
-    /// The value, or `None` when the row was removed.
-    pub value: Option<Box<[u8]>>,
-    /// The row's share of the state hash; 0 when removed.
-    hash: u128,
-    /// No row of this key lies below, so that removing it leaves nothing to flush.
-    fresh: bool,
-}
-
-/// What a dirty row costs besides its key and value, in bytes: map node and boxes, roughly.
-const ROW_OVERHEAD: usize = 96;
+/// What a dirty row costs besides its key and value, in bytes: twice the key, map slots and boxes, roughly.
+const ROW_OVERHEAD: usize = 256;
 
 /// The rows of one replica.
 pub struct Rows {
@@ -59,7 +44,7 @@ impl Rows {
     /// The rows of `base`, whose hash is `hash`.
     pub fn new(base: Base, hash: u128) -> Self {
         Self {
-            live: Overlay::new(),
+            live: Overlay::default(),
             live_bytes: 0,
             frozen: None,
             frozen_bytes: 0,
@@ -143,26 +128,23 @@ impl Rows {
     /// # Errors
     /// When the row's value cannot be read.
     pub fn remove(&mut self, key: &[u8]) -> io::Result<()> {
-        match self.live.entry(RowKey::from(key)) {
-            Entry::Occupied(mut entry) => {
-                let dirty = entry.get_mut();
-                self.hash = self.hash.wrapping_sub(dirty.hash);
-                self.live_bytes -= dirty.value.as_ref().map_or(0, |old| old.len());
-                if dirty.fresh {
-                    self.live_bytes -= key.len() + ROW_OVERHEAD;
-                    entry.remove();
-                } else {
-                    dirty.hash = 0;
-                    dirty.value = None;
-                }
+        let row = RowKey::from(key);
+        let Some(dirty) = self.live.get_mut(&row) else {
+            if let Some(below) = hash_below(self.frozen.as_deref(), &self.base, key, &row)? {
+                self.hash = self.hash.wrapping_sub(below);
+                self.live_bytes += key.len() + ROW_OVERHEAD;
+                self.live.insert(row, Dirty { value: None, hash: 0, fresh: false });
             }
-            Entry::Vacant(entry) => {
-                if let Some(below) = hash_below(self.frozen.as_deref(), &self.base, key, entry.key())? {
-                    self.hash = self.hash.wrapping_sub(below);
-                    self.live_bytes += key.len() + ROW_OVERHEAD;
-                    entry.insert(Dirty { value: None, hash: 0, fresh: false });
-                }
-            }
+            return Ok(());
+        };
+        self.hash = self.hash.wrapping_sub(dirty.hash);
+        self.live_bytes -= dirty.value.as_ref().map_or(0, |old| old.len());
+        if dirty.fresh {
+            self.live_bytes -= key.len() + ROW_OVERHEAD;
+            self.live.remove(&row);
+        } else {
+            dirty.hash = 0;
+            dirty.value = None;
         }
         Ok(())
     }
@@ -182,7 +164,7 @@ impl Rows {
         }
         let bounds = (as_slice(&from), as_slice(&to));
         let rows = (bounds.0.map(RowKey::from), bounds.1.map(RowKey::from));
-        let nothing = Overlay::new();
+        let nothing = Overlay::default();
         let frozen = self.frozen.as_deref().unwrap_or(&nothing);
         let readable = |(key, dirty): (&RowKey, _)| (key.to_vec(), dirty);
         let mut live = self.live.range(rows.clone()).map(readable).peekable();
