@@ -20,6 +20,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use quorate_storage::node_disk::open_files;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::timeout;
 use tower::ServiceExt as _;
@@ -28,6 +29,8 @@ use super::{App, gateway, problem};
 
 /// Connections at once, if the system allows twice as many open files.
 const MAX_CONNECTIONS: usize = 4096;
+/// With so many connections on the node's own thread, others go elsewhere.
+const MANY: usize = 80;
 /// From a connection's opening, or the last reply, to the end of the next request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// At the end, requests that are under way have this long.
@@ -42,6 +45,7 @@ pub(super) async fn serve(
 ) -> io::Result<()> {
     let most = MAX_CONNECTIONS.min(open_files() / 2);
     let slots = Arc::new(Semaphore::new(most));
+    let threads = Threads::start()?;
     let crowd = Arc::new(Notify::new());
     let mut stopping = stop.clone();
     loop {
@@ -65,17 +69,60 @@ pub(super) async fn serve(
             () = stopped(&mut stopping) => break,
             slot = Arc::clone(&slots).acquire_owned() => slot.map_err(io::Error::other)?,
         };
-        let connection =
-            connection(stream, Arc::clone(&app), router.clone(), Arc::clone(&crowd), stop.clone());
-        tokio::spawn(async move {
-            connection.await;
+        let (app, router, crowd) = (Arc::clone(&app), router.clone(), Arc::clone(&crowd));
+        let stop = stop.clone();
+        threads.spawn(stream, async move |stream| {
+            connection(stream, app, router, crowd, stop).await;
             drop(slot);
         });
     }
     drop(listener);
     // All slots come back when the last connection has ended.
     let _ = timeout(DRAIN_TIMEOUT, slots.acquire_many(most as u32)).await;
+    threads.edge.shutdown_background();
     Ok(())
+}
+
+/// Where connections run: the node's own thread, and one beside it when they are many. HTTP costs a primary more than
+/// all else; but few clients are not made to wait for a second thread to wake up.
+struct Threads {
+    edge: Runtime,
+    /// Connections here, and on the edge.
+    live: [Arc<AtomicUsize>; 2],
+}
+
+impl Threads {
+    fn start() -> io::Result<Self> {
+        // Not a current-thread runtime: that one is woken by a system call for each reply.
+        let edge = Builder::new_multi_thread().worker_threads(1).thread_name("http").enable_all().build()?;
+        Ok(Self { edge, live: Default::default() })
+    }
+
+    fn spawn<F>(&self, stream: TcpStream, serve: impl FnOnce(TcpStream) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let [here, edge] = &self.live;
+        let here_now = here.load(Ordering::Relaxed);
+        let away = here_now >= MANY && edge.load(Ordering::Relaxed) < here_now;
+        let live = Arc::clone(if away { edge } else { here });
+        live.fetch_add(1, Ordering::Relaxed);
+        if !away {
+            tokio::spawn(async move {
+                serve(stream).await;
+                live.fetch_sub(1, Ordering::Relaxed);
+            });
+            return;
+        }
+        self.edge.spawn(async move {
+            // A stream belongs to the runtime that it was made in.
+            match stream.into_std().and_then(TcpStream::from_std) {
+                Ok(stream) => serve(stream).await,
+                Err(e) => tracing::warn!(error = %e, "cannot hand a connection over"),
+            }
+            live.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
 }
 
 async fn connection(

@@ -18,6 +18,9 @@ use std::time::Duration;
 use super::problem::Problem;
 use super::{Answer, App, Shared, deadline, json};
 
+/// A batch's body above this is parsed, and answered, on another thread.
+const LARGE: usize = 16 << 10;
+
 /// What a request says of its session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct SessionHeaders {
@@ -91,8 +94,27 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
 pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let session = SessionHeaders::read(request.headers())?;
     let body = app.bodies.read(request.into_body()).await?;
-    let (commands, services) = parse_batch(&app.node, session, &body)?;
+    let large = body.len() > LARGE;
+    let node = app.node.clone();
+    let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
+    let node = app.node.clone();
+    aside(large, move || replies_json(&node, &services, &outcomes)).await.map(json)
+}
+
+/// Does what takes long on another thread: a node that is busy with JSON sends no heartbeats.
+async fn aside<R: Send + 'static>(
+    large: bool,
+    work: impl FnOnce() -> Result<R, Problem> + Send + 'static,
+) -> Result<R, Problem> {
+    if !large {
+        return work();
+    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| Err(Problem::new(500, "failed", e.to_string())))
+}
+
+fn replies_json(node: &Node, services: &[&'static str], outcomes: &[Outcome]) -> Result<Vec<u8>, Problem> {
     let mut out = Vec::with_capacity(outcomes.len() * 64);
     out.push(b'[');
     for (outcome, service) in outcomes.iter().zip(services) {
@@ -100,7 +122,7 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
             out.push(b',');
         }
         match Problem::of_result(&outcome.result) {
-            None => push_reply(&**service, outcome, &mut out)?,
+            None => push_reply(&**find(node, service)?, outcome, &mut out)?,
             Some(problem) => {
                 let refused = serde_json::json!({ "refused": problem.to_value() });
                 out.extend_from_slice(refused.to_string().as_bytes());
@@ -108,17 +130,15 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
         }
     }
     out.push(b']');
-    Ok(json(out))
+    Ok(out)
 }
 
-type Services<'a> = Vec<&'a Arc<dyn ErasedService>>;
-
-/// The batch's commands; with a session, the n-th has the header's sequence plus n.
-fn parse_batch<'a>(
-    node: &'a Node,
+/// The batch's commands, and whose they are; with a session, the n-th has the header's sequence plus n.
+fn parse_batch(
+    node: &Node,
     session: SessionHeaders,
     body: &Bytes,
-) -> Result<(Vec<Command>, Services<'a>), Problem> {
+) -> Result<(Vec<Command>, Vec<&'static str>), Problem> {
     let text = std::str::from_utf8(body).map_err(|_| Problem::bad_request("the batch is not UTF-8"))?;
     let Items(items) = serde_json::from_str(text).map_err(|e| {
         Problem::bad_request(format!("the batch is not an array of {{\"service\":{{…}}}}: {e}"))
@@ -136,7 +156,7 @@ fn parse_batch<'a>(
         service
             .command_from_tagged_json(command.get().as_bytes(), &mut encoded)
             .map_err(|e| bad(&format!("item {n}: {name}"), e))?;
-        services.push(service);
+        services.push(service.name());
         ends.push(encoded.len());
     }
     let encoded = Bytes::from(encoded);
@@ -150,7 +170,7 @@ fn parse_batch<'a>(
                 .checked_add(n as u64)
                 .ok_or_else(|| Problem::bad_request("the batch goes past the last sequence of all"))?;
         }
-        commands.push(command_of(session, service.name(), encoded.slice(start..end)));
+        commands.push(command_of(session, service, encoded.slice(start..end)));
         start = end;
     }
     Ok((commands, services))
