@@ -288,7 +288,7 @@ async fn perform(client: &Client, single: &Single, defaults: &Defaults) -> Resul
             let reply = client.counters(&list.query(), defaults.level).await?;
             let rows: Vec<_> =
                 reply.counters.iter().map(|row| format!("{}\t{}", row.name, row.value)).collect();
-            list.note_more(rows.len(), reply.counters.last().map(|row| row.name.as_str()));
+            note_more(reply.next.as_deref());
             return Ok(Printed { value: rows.join("\n"), body: reply.body });
         }
         Single::Register(register) => return register.perform(client, defaults).await,
@@ -331,10 +331,15 @@ impl RegisterArgs {
                 let reply = client.registers(&list.query(), defaults.level).await?;
                 let rows: Vec<_> =
                     reply.registers.iter().map(|row| format!("{}\t{}", row.name, row.text)).collect();
-                list.note_more(rows.len(), reply.registers.last().map(|row| row.name.as_str()));
+                note_more(reply.next.as_deref());
                 return Ok(Printed { value: rows.join("\n"), body: reply.body });
             }
         };
+        if let (None, Some(length)) = (&reply.text, reply.length) {
+            Output::note(&format!(
+                "done; the text has {length} bytes, too many to repeat. `register get` prints it"
+            ));
+        }
         Ok(Printed { value: reply.data.text.unwrap_or_default(), body: reply.body })
     }
 }
@@ -343,10 +348,10 @@ impl ListArgs {
     fn query(&self) -> ListQuery {
         ListQuery { prefix: self.prefix.clone(), after: self.after.clone(), limit: Some(self.limit) }
     }
+}
 
-    fn note_more(&self, rows: usize, last: Option<&str>) {
-        if let (true, Some(last)) = (rows == self.limit as usize, last) {
-            Output::note(&format!("there may be more: --after {last}"));
-        }
+fn note_more(next: Option<&str>) {
+    if let Some(next) = next {
+        Output::note(&format!("there is more: --after {next}"));
     }
 }

@@ -46,6 +46,9 @@ pub struct CounterRow {
 pub struct CounterRows {
     /// The counters.
     pub counters: Vec<CounterRow>,
+    /// The name to pass as [`ListQuery::after`] for the next page, when there is one.
+    #[serde(default)]
+    pub next: Option<String>,
     /// The revision at which they were read.
     pub revision: u64,
 }
@@ -99,9 +102,12 @@ pub struct RegisterReply {
     /// The text before, where the command tells it.
     #[serde(default)]
     pub previous: Option<String>,
-    /// The text after; nothing after a delete.
+    /// The text after; nothing after a delete, or when it is longer than 4 KiB.
     #[serde(default)]
     pub text: Option<String>,
+    /// The length of the text after, in bytes.
+    #[serde(default)]
+    pub length: Option<u64>,
     /// The command's revision.
     pub revision: u64,
 }
@@ -129,6 +135,9 @@ pub struct RegisterRow {
 pub struct RegisterRows {
     /// The registers.
     pub registers: Vec<RegisterRow>,
+    /// The name to pass as [`ListQuery::after`] for the next page, when there is one.
+    #[serde(default)]
+    pub next: Option<String>,
     /// The revision at which they were read.
     pub revision: u64,
 }

@@ -18,7 +18,7 @@ use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use quorate_storage::node_disk::open_files;
+use quorate_storage::node_disk::max_connections;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, Semaphore, watch};
@@ -27,7 +27,7 @@ use tower::ServiceExt as _;
 
 use super::{App, gateway, problem};
 
-/// Connections at once, if the system allows twice as many open files.
+/// Connections at once, if the system allows so many open files; a third of what it allows is for peers.
 const MAX_CONNECTIONS: usize = 4096;
 /// With so many connections on the node's own thread, others go elsewhere.
 const MANY: usize = 80;
@@ -43,7 +43,7 @@ pub(super) async fn serve(
     router: Router,
     stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
-    let most = MAX_CONNECTIONS.min(open_files() / 2);
+    let most = MAX_CONNECTIONS.min((max_connections() / 3 * 2).max(1));
     let slots = Arc::new(Semaphore::new(most));
     let threads = Threads::start()?;
     let crowd = Arc::new(Notify::new());

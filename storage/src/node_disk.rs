@@ -246,8 +246,11 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// How many files this process may open, connections included: as many as the system grants it.
-pub fn open_files() -> usize {
+/// Files that the log, the tables and the runtimes open themselves: about 100, and more for a flush or a snapshot.
+const OWN_FILES: u64 = 160;
+
+/// How many connections this process may have open, of all kinds: the system grants it as many files beside its own.
+pub fn max_connections() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let (Some(now), most) = (limit.current, limit.maximum) else { return usize::MAX };
     let raised = Rlimit { current: most, maximum: most };
@@ -255,5 +258,5 @@ pub fn open_files() -> usize {
         Ok(()) => most.unwrap_or(u64::MAX),
         Err(_) => now,
     };
-    usize::try_from(limit).unwrap_or(usize::MAX)
+    usize::try_from(limit.saturating_sub(OWN_FILES)).unwrap_or(usize::MAX)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use quorate_storage::codec;
-use quorate_storage::node_disk::open_files;
+use quorate_storage::node_disk::max_connections;
 use quorate_storage::raft_types::NodeId;
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
 use tokio::net::TcpListener;
@@ -19,7 +19,7 @@ use super::frame::{ClusterId, Frame, FrameReader, Kind, Route};
 use crate::error::{Code, NodeError};
 use crate::message::{Reply, Request};
 
-/// Connections at once, if the system allows four times as many open files; more wait in the kernel's queue.
+/// Connections at once, if the system allows three times as many; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 512;
 /// Requests of one connection that are handled at once.
 const MAX_REQUESTS: usize = 1024;
@@ -67,7 +67,7 @@ pub async fn serve<H: Handler>(
     handler: Arc<H>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS.min(open_files() / 4)));
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS.min((max_connections() / 3).max(1))));
     loop {
         let slot = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,

@@ -261,6 +261,9 @@ impl State {
             if machine.applied() == last.applied.as_ref() {
                 return Ok(last);
             }
+            if machine.rows().is_frozen() {
+                return Err(io::Error::other("an earlier flush failed; the log replays at the next start"));
+            }
             let frozen = machine.rows_mut().freeze();
             (frozen, machine.flush_meta(last.mark), machine.rows().base().clone())
         };

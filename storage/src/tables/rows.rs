@@ -195,6 +195,11 @@ impl Rows {
         }
     }
 
+    /// Whether a flush has begun and has not ended. One that failed never ends.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     /// Freezes the dirty rows for a flush and starts a new overlay. One flush runs at a time.
     pub fn freeze(&mut self) -> Arc<Overlay> {
         assert!(self.frozen.is_none(), "a flush is already running");
