@@ -34,9 +34,10 @@ const IN_FLIGHT: usize = 4;
 /// An entry of so many commands does not wait for the one in flight. Smaller ones do: each costs every server several
 /// hundred microseconds, however little is in it (docs/performance.md).
 const LARGE: usize = 256;
-/// Rounds of the runtime in which more commands may come before an entry is closed; it ends with the first in which
-/// none did. Connections that have something to say are served in such a round.
-const GATHERING: usize = 4;
+/// Before an entry is closed, the runtime goes round once more, which serves the connections that have something to say,
+/// until nothing comes in a round; or in so many, while less is here than the entry before had: its clients have their
+/// answers and are about to come back.
+const EMPTY_ROUNDS: usize = 8;
 /// A forwarded command may take this long in the primary's hands.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between attempts while an election runs.
@@ -215,6 +216,8 @@ pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
 struct Queue {
     waiting: VecDeque<Waiting>,
     commands: usize,
+    /// As many as the entry before had; less and less when fewer come.
+    expected: usize,
 }
 
 impl Queue {
@@ -229,7 +232,8 @@ impl Queue {
 
     /// Takes in what comes while the connections that have something to say are served.
     async fn gather(&mut self, inbox: &mut mpsc::Receiver<Waiting>) {
-        for _ in 0..GATHERING {
+        let mut empty = 0;
+        while self.has_room() {
             tokio::task::yield_now().await;
             let before = self.commands;
             while self.has_room()
@@ -237,7 +241,8 @@ impl Queue {
             {
                 self.push(waiting);
             }
-            if self.commands == before {
+            empty += usize::from(self.commands == before);
+            if empty > 0 && (self.commands >= self.expected || empty == EMPTY_ROUNDS) {
                 return;
             }
         }
@@ -257,7 +262,9 @@ impl Queue {
         };
         let count = self.waiting.iter().take_while(fits).count();
         let batch: Vec<Waiting> = self.waiting.drain(..count).collect();
-        self.commands -= batch.iter().map(|waiting| waiting.commands.len()).sum::<usize>();
+        let taken: usize = batch.iter().map(|waiting| waiting.commands.len()).sum();
+        self.commands -= taken;
+        self.expected = taken.max(self.expected * 7 / 8);
         batch
     }
 }
