@@ -234,10 +234,12 @@ impl Drop for AbortOnDrop {
     }
 }
 
-async fn send_all<S>(mut input: S, lane: Arc<Lane>, sent: mpsc::Sender<Result<PendingReply, CallError>>)
+async fn send_all<S>(input: S, lane: Arc<Lane>, sent: mpsc::Sender<Result<PendingReply, CallError>>)
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
+    // It is asked once more after its end.
+    let mut input = input.fuse();
     let mut next = input.next().await;
     while let Some(request) = next.take() {
         let request = match request.entries.is_empty() {
