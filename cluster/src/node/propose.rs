@@ -12,7 +12,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, RaftError};
 use quorate_storage::delta::{self, Command, MAX_DELTAS_PER_ENTRY, Outcome};
 use quorate_storage::raft_types::{Deltas, NodeId, term_of};
 use quorate_storage::state_machine::OVERLOADED_BYTES;
@@ -324,7 +324,12 @@ impl Inner {
                 self.fail(&e);
                 Err(NodeError::unknown(Code::Failed, format!("this server failed meanwhile: {e}")))
             }
-            // "Forward to the leader" does not prove that the entry was not appended before.
+            // openraft looks at these before it appends: a disk that hangs for a moment keeps the backups' answers too.
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader {
+                reason: ForwardReason::LeaseExpired | ForwardReason::LeadershipTransfer,
+                ..
+            }))) => Err(self.no_primary()),
+            // "Forward to the leader" alone does not prove that the entry was not appended before.
             Err(RaftError::APIError(
                 ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
             )) => {

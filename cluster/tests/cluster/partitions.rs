@@ -76,6 +76,28 @@ async fn what_may_have_been_appended_is_unknown_never_not_applied() {
     cluster.finish().await;
 }
 
+/// As when the backups' disks hang for a moment: they hear the primary, but their answers come after its lease. It takes
+/// nothing then, and makes commands wait instead of calling unknown what it never appended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_come_after_the_lease_make_commands_wait() {
+    let cluster = Cluster::start_three().await;
+    let primary = cluster.primary().await;
+    let node = cluster.node(&primary);
+    for other in cluster.others(&primary) {
+        cluster.net.delay(&other, &primary, Duration::from_millis(800));
+    }
+    let add = async || node.propose(tally::add("hits"), within(10_000)).await.map(|it| tally::value(&it));
+    assert_eq!(add().await, Ok(1));
+    // The lease has run out. It is renewed over new connections, before the primary gives up.
+    cluster.net.heal();
+    for other in cluster.others(&primary) {
+        cluster.net.reset(&other, &primary);
+    }
+    assert_eq!(add().await, Ok(2));
+    cluster.converge().await;
+    cluster.finish().await;
+}
+
 /// The reply is lost after the commit; the retry with the same sequence finds it, through any server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_reply_is_found_by_a_retry_through_every_server() {
