@@ -1,6 +1,7 @@
 //! The machine alone: commands per second through sessions and tables, without disk or network.
 //!
-//! 64 sessions add to 1,000 counters in turn; each request acknowledges the reply before it. The rows stay in the
+//! 64 sessions, or one as in a batch, add to 1,000 counters in turn; each request acknowledges the replies to the
+//! requests before it, a batch those to the batch before. The rows stay in the
 //! overlay: no flush runs, so what is measured is one core's work per command. Entries are built outside the time.
 
 mod support;
@@ -20,7 +21,8 @@ use quorate_storage::tables::rows::Rows;
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const SESSIONS: u64 = 64;
+/// Sessions that send in turn; one sends batches; none.
+const SESSIONS: [(&str, u64); 3] = [("64 sessions", 64), ("one session", 1), ("without sessions", 0)];
 const COUNTERS: u64 = 1_000;
 /// Commands in a log entry: one client, what 64 and 256 clients make, a large batch.
 const COMMANDS: [u64; 4] = [1, 16, 64, 1_000];
@@ -32,8 +34,7 @@ fn main() {
     let mut criterion = Criterion::default().sample_size(20).configure_from_args();
     let mut group = criterion.benchmark_group("apply");
     group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
-    for sessions in [true, false] {
-        let name = if sessions { "with sessions" } else { "without sessions" };
+    for (name, sessions) in SESSIONS {
         for commands in COMMANDS {
             group.throughput(Throughput::Elements(commands));
             group.bench_with_input(BenchmarkId::new(name, commands), &commands, |bench, &commands| {
@@ -49,7 +50,7 @@ fn main() {
 struct Load {
     machine: Machine,
     registry: Registry,
-    sessions: bool,
+    sessions: u64,
     next_index: u64,
     /// How many commands have been made.
     made: u64,
@@ -57,7 +58,7 @@ struct Load {
 }
 
 impl Load {
-    fn new(sessions: bool) -> Self {
+    fn new(sessions: u64) -> Self {
         let dir = support::disk_dir("apply");
         let base = Base::open(dir.path()).expect("a new store");
         let registry = quorate::services::registry();
@@ -67,7 +68,7 @@ impl Load {
         // A fresh machine counts its sessions from 1.
         let open = SessionCommand::Open { name: None, ttl_ms: Some(TTL_BOUNDS.1) };
         let open = Command::sessionless(SESSION_SERVICE, codec::encode(&open));
-        let all = vec![open; SESSIONS as usize];
+        let all = vec![open; sessions as usize];
         load.apply_entry(&Payload::Normal(Deltas(encode_entry(TIME, &all))));
         // Until the table of events is full and the oldest ones go, as in a server that has run a while.
         load.apply(1_000, MAX_EVENTS as u64 / 1_000 + 1);
@@ -100,21 +101,23 @@ impl Load {
     }
 
     fn entry(&mut self, commands: u64) -> Payload {
-        let adds: Vec<Command> = (0..commands).map(|_| self.add()).collect();
+        let before = self.made;
+        let adds: Vec<Command> = (0..commands).map(|_| self.add(before)).collect();
         Payload::Normal(Deltas(encode_entry(TIME, &adds)))
     }
 
-    fn add(&mut self) -> Command {
+    /// An add in an entry that began when `before` had been made.
+    fn add(&mut self, before: u64) -> Command {
         let n = self.made;
         self.made += 1;
         let fields = format!(r#"{{"name":"bench-{:03}","amount":1}}"#, n.wrapping_mul(7_919) % COUNTERS);
         let counter = self.registry.get("counter").expect("the service counter");
         let body = counter.command_from_json("add", fields.as_bytes()).expect("a command");
         let mut command = Command::sessionless("counter", body);
-        if self.sessions {
-            command.session = n % SESSIONS + 1;
-            command.sequence = n / SESSIONS + 1;
-            command.acked = command.sequence - 1;
+        if self.sessions > 0 {
+            command.session = n % self.sessions + 1;
+            command.sequence = n / self.sessions + 1;
+            command.acked = (before / self.sessions).min(command.sequence - 1);
         }
         command
     }

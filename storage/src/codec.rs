@@ -64,19 +64,75 @@ pub fn decode_borrowed<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, Co
     all_used(value, used, body)
 }
 
-/// Appends a version byte and what a `Vec` of the items would be, without making one.
-pub fn encode_list<T: Serialize>(items: impl Iterator<Item = T> + Clone, out: &mut Vec<u8>) {
+/// Appends a version byte, `head`, and what a `Vec` of the items would be, without making one.
+pub fn encode_list<T: Serialize>(
+    head: &impl Serialize,
+    items: impl Iterator<Item = T> + Clone,
+    out: &mut Vec<u8>,
+) {
     out.push(RECORD_VERSION);
+    push_item(head, out);
     push_item(&items.clone().count(), out);
     for item in items {
         push_item(&item, out);
     }
 }
 
+/// What [`encode_list`] wrote: the head, how many items there are, by the record's word, and the items.
+///
+/// # Errors
+/// [`CodecError`] when the record is empty, of another version, or malformed. An item that does not decode, or one too
+/// many or too few, is the iterator's last.
+pub fn decode_list<'a, H: Deserialize<'a>, T: Deserialize<'a>>(
+    record: &'a [u8],
+) -> Result<(H, usize, impl Iterator<Item = Result<T, CodecError>>), CodecError> {
+    let head = bincode::serde::borrow_decode_from_slice(body(record)?, CONFIG.with_limit::<DECODE_LIMIT>());
+    let ((head, count), used): ((H, usize), _) = head.map_err(|e| CodecError::Malformed(e.to_string()))?;
+    let mut items = items(&record[1 + used..]).fuse();
+    let (mut left, mut ended) = (count, false);
+    let items = std::iter::from_fn(move || match (items.next(), left) {
+        _ if ended => None,
+        (Some(Ok(item)), 1..) => {
+            left -= 1;
+            Some(Ok(item))
+        }
+        (None, 0) => None,
+        (item, _) => {
+            ended = true;
+            let wrong = || CodecError::Malformed("the number of items is not what the record says".to_owned());
+            Some(Err(item.and_then(Result::err).unwrap_or_else(wrong)))
+        }
+    });
+    Ok((head, count, items))
+}
+
+/// Bytes, encoded as text is: a `[u8]` would be encoded byte by byte.
+pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
+
+impl Serialize for Raw<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
 /// Appends `item` to a list that [`items`] reads. The record that holds the list has the version byte.
 pub(crate) fn push_item<T: Serialize + ?Sized>(item: &T, list: &mut Vec<u8>) {
     // Writing to a Vec cannot fail, and our types have no serializer that refuses.
-    bincode::serde::encode_into_std_write(item, list, CONFIG).expect("encoding to memory cannot fail");
+    bincode::serde::encode_into_writer(item, VecWriter(list), CONFIG)
+        .expect("encoding to memory cannot fail");
+}
+
+/// Appends to a Vec. Most of what is written is a byte: a small number, a length, a variant.
+struct VecWriter<'a>(&'a mut Vec<u8>);
+
+impl bincode::enc::write::Writer for VecWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), bincode::error::EncodeError> {
+        match bytes {
+            [byte] => self.0.push(*byte),
+            bytes => self.0.extend_from_slice(bytes),
+        }
+        Ok(())
+    }
 }
 
 /// The items of a list, until the first that does not decode.
@@ -133,6 +189,23 @@ mod tests {
         assert_eq!(decode::<u64>(&[9, 1]), Err(CodecError::Version(9)));
         assert!(matches!(decode::<String>(&[1, 200, b'a']), Err(CodecError::Malformed(_))));
         assert!(matches!(decode::<u64>(&[1, 1, 1]), Err(CodecError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_list_has_as_many_items_as_it_says() {
+        let decoded = |record: &[u8]| -> Result<Vec<u8>, CodecError> {
+            let (head, count, items) = decode_list::<u8, u8>(record)?;
+            let items: Vec<u8> = items.collect::<Result<_, _>>()?;
+            assert_eq!((head, count), (9, items.len()));
+            Ok(items)
+        };
+        let mut record = Vec::new();
+        encode_list(&9u8, [3u8, 4].into_iter(), &mut record);
+        assert_eq!(record, [1, 9, 2, 3, 4]);
+        assert_eq!(decoded(&record), Ok(vec![3, 4]));
+        for wrong in [&[1, 9, 2, 3][..], &[1, 9, 2, 3, 4, 5], &[1, 9], &[1, 9, 0, 3]] {
+            assert!(matches!(decoded(wrong), Err(CodecError::Malformed(_))), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub const SESSION_SERVICE: &str = "session";
 pub const SYSTEM_SERVICE: &str = "system";
 
 /// A command as it stands in the log. Borrowed from the entry, because apply reads each once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delta<'a> {
     /// See [`Command::session`].
     pub session: u64,
@@ -70,24 +70,38 @@ where
 {
     let commands = commands.into_iter();
     let mut entry = Vec::with_capacity(commands.clone().map(Command::size).sum());
-    let deltas = commands.map(|command| Delta {
-        session: command.session,
-        sequence: command.sequence,
-        acked: command.acked,
-        time,
-        service: &command.service,
-        body: &command.body,
+    let deltas = commands.map(|command| {
+        let Command { session, sequence, acked, service, body } = command;
+        (session, sequence, acked, service, codec::Raw(body))
     });
-    codec::encode_list(deltas, &mut entry);
+    codec::encode_list(&time, deltas, &mut entry);
     entry.into()
 }
 
-/// Decodes a log entry's deltas, in order.
+/// A delta as it is encoded: session, sequence, acked, service, body. The time stands once, before all of them.
+type Stored<'a> = (u64, u64, u64, &'a str, &'a [u8]);
+
+/// Decodes a log entry's deltas one by one, in order; says first how many there should be.
 ///
 /// # Errors
 /// [`CodecError`]: the entry is damaged, or of another version.
+pub fn deltas(
+    entry: &[u8],
+) -> Result<(usize, impl Iterator<Item = Result<Delta<'_>, CodecError>>), CodecError> {
+    let (time, count, stored) = codec::decode_list::<Millis, Stored<'_>>(entry)?;
+    let deltas = stored.map(move |delta| {
+        let (session, sequence, acked, service, body) = delta?;
+        Ok(Delta { session, sequence, acked, time, service, body })
+    });
+    Ok((count.min(MAX_DELTAS_PER_ENTRY), deltas))
+}
+
+/// Decodes all of a log entry's deltas.
+///
+/// # Errors
+/// As [`deltas`].
 pub fn decode_entry(entry: &[u8]) -> Result<Vec<Delta<'_>>, CodecError> {
-    codec::decode_borrowed(entry)
+    deltas(entry)?.1.collect()
 }
 
 /// What became of one delta.
@@ -131,7 +145,7 @@ mod tests {
         let entry = encode_entry(250, [&command]);
         assert_eq!(
             entry.as_ref(),
-            [1, 1, 3, 2, 1, 250, 7, b'c', b'o', b'u', b'n', b't', b'e', b'r', 2, 7, 8],
+            [1, 250, 1, 3, 2, 1, 7, b'c', b'o', b'u', b'n', b't', b'e', b'r', 2, 7, 8],
             "the log's format has changed: old logs would not be read"
         );
         let deltas = decode_entry(&entry).unwrap();

@@ -49,7 +49,7 @@ impl Replicas {
     pub(super) fn flush_second(&mut self) {
         let meta = self.second.flush_meta(LogMark::default());
         let frozen = self.second.rows_mut().freeze();
-        let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value.as_deref()));
+        let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
         self.second.rows().base().flush(changes, &meta).unwrap();
         self.second.rows_mut().thawed();
     }

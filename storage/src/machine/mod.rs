@@ -150,9 +150,11 @@ impl Machine {
                 Vec::new()
             }
             Payload::Normal(deltas) => {
-                let deltas = delta::decode_entry(&deltas.0).map_err(ApplyError::Entry)?;
-                let outcomes =
-                    deltas.iter().map(|delta| self.apply_delta(delta)).collect::<Result<_, _>>()?;
+                let (count, deltas) = delta::deltas(&deltas.0).map_err(ApplyError::Entry)?;
+                let mut outcomes = Vec::with_capacity(count);
+                for delta in deltas {
+                    outcomes.push(self.apply_delta(&delta.map_err(ApplyError::Entry)?)?);
+                }
                 self.close_session()?;
                 self.store_events()?;
                 outcomes

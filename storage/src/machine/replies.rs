@@ -15,7 +15,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::sessions::{SESSIONS, Session};
-use crate::codec::{self, CodecError};
+use crate::codec::{self, CodecError, Raw};
 use crate::delta::{Delta, DeltaResult, Millis, Outcome};
 use crate::tables::{Table, Tables};
 
@@ -149,7 +149,7 @@ impl Current {
             session.rows += 1;
             session.blocks += u32::from(self.fresh_count > 1);
             // `admit` has found no reply to any of these sequences.
-            tables.put_new(&REPLIES, &(id, lowest), &Bytes::copy_from_slice(&self.fresh));
+            tables.put_new(&REPLIES, &(id, lowest), &Raw(&self.fresh));
         }
         tables.put(&SESSIONS, &id, &session);
         self.fresh.clear();
@@ -245,7 +245,7 @@ fn forget_rows(
         session.blocks -= u32::from(forgotten + left_count > 1);
         if left_count > 0 {
             // Under a sequence that was in the middle of this row until now.
-            tables.put_new(&REPLIES, &(id, left_lowest), &Bytes::from(left));
+            tables.put_new(&REPLIES, &(id, left_lowest), &Raw(&left));
             session.rows += 1;
             session.blocks += u32::from(left_count > 1);
         }

@@ -1,9 +1,9 @@
 //! Events: what an apply publishes, and how it is encoded.
 
 use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::codec;
+use crate::codec::{self, Raw};
 
 /// An event's place: the delta's revision, and its number within the delta, from 0.
 pub type Position = (u64, u32);
@@ -48,13 +48,15 @@ impl Emitted {
         if self.json.len() > MAX_EVENT_BYTES {
             self.json = format!("{{\"event_too_large\":{}}}", self.json.len()).into_bytes();
         }
-        let json = std::str::from_utf8(&self.json).ok().filter(|_| is_json);
+        if !is_json {
+            self.json = b"{\"event_not_json\":true}".to_vec();
+        }
         let position = match self.last {
             (last, number) if last == revision => (revision, number + 1),
             _ => (revision, 0),
         };
-        let stored: Stored<'_> = (position, service, topic, json.unwrap_or("{\"event_not_json\":true}"));
-        codec::push_item(&stored, &mut self.encoded);
+        // Bytes are encoded as text is; that JSON is UTF-8 need not be shown for each event.
+        codec::push_item(&(position, service, topic, Raw(&self.json)), &mut self.encoded);
         self.last = position;
         let extent =
             self.extent.get_or_insert(Extent { first: position, last: position, events: 0, bytes: 0 });
@@ -72,13 +74,13 @@ impl Emitted {
         !self.full.is_empty()
     }
 
-    /// Hands what is here to `store`, block by block.
-    pub(crate) fn finish(&mut self, mut store: impl FnMut(Extent, EncodedBlock<'_>)) {
+    /// Hands what is here to `store`, block by block, each in the encoding of a [`Block`].
+    pub(crate) fn finish(&mut self, mut store: impl FnMut(Extent, Raw<'_>)) {
         for (extent, encoded) in self.full.drain(..) {
-            store(extent, EncodedBlock(&encoded));
+            store(extent, Raw(&encoded));
         }
         if let Some(extent) = self.extent.take() {
-            store(extent, EncodedBlock(&self.encoded));
+            store(extent, Raw(&self.encoded));
             self.encoded.clear();
         }
     }
@@ -91,15 +93,6 @@ pub(crate) struct Extent {
     pub(crate) last: Position,
     pub(crate) events: usize,
     pub(crate) bytes: usize,
-}
-
-/// A [`Block`], encoded.
-pub(crate) struct EncodedBlock<'a>(&'a [u8]);
-
-impl Serialize for EncodedBlock<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0)
-    }
 }
 
 /// Events in order.

@@ -270,7 +270,7 @@ impl State {
         // The safety rule: what the flush covers must be in the log on disk first.
         meta.mark = self.shared.log.sync().await?;
         let meta = blocking(move || {
-            let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value.as_deref()));
+            let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
             base.flush(changes, &meta)?;
             Ok(meta)
         })

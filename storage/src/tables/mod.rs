@@ -80,20 +80,14 @@ impl Scope {
         Self { namespace, damage: RefCell::new(None) }
     }
 
-    /// The row key of `key` in `table`.
-    fn key_into<K: Key, V>(&self, table: &Table<K, V>, key: &K, row: &mut Vec<u8>) {
-        prefix_into(self.namespace, table.name, row);
-        key.encode_into(row);
-    }
-
     fn note(&self, row: &[u8], cause: impl ToString) {
         let damage = Damage { row: row.escape_ascii().to_string(), cause: cause.to_string() };
         self.damage.borrow_mut().get_or_insert(damage);
     }
 
     fn get<K: Key, V: DeserializeOwned>(&self, rows: &Rows, table: &Table<K, V>, key: &K) -> Option<V> {
-        let row = &mut *rows.scratch.key.borrow_mut();
-        self.key_into(table, key, row);
+        let mut buffer = rows.scratch.key.borrow_mut();
+        let row = buffer.row(self.namespace, table.name, key);
         let cause = match rows.with(row, |value| value.map(codec::decode::<V>).transpose()) {
             Ok(Ok(value)) => return value,
             Ok(Err(e)) => e.to_string(),
@@ -197,21 +191,14 @@ impl<'a> Tables<'a> {
 
     /// Sets the value at `key`.
     pub fn put<K: Key, V: Serialize>(&mut self, table: &Table<K, V>, key: &K, value: &V) {
-        self.write(table, key, |rows, row| {
-            let mut encoded = std::mem::take(&mut rows.scratch.value);
-            encoded.clear();
-            codec::encode_into(value, &mut encoded);
-            let done = rows.put(row, &encoded);
-            rows.scratch.value = encoded;
-            done
-        });
+        self.write(table, key, |rows, row| with_encoded(rows, value, |rows, value| rows.put(row, value)));
     }
 
     /// Sets the value, in the encoding of `V`, at a key that never had a row. Only for who knows that, by a counter in
     /// the key, say: nothing is looked up, and a row that is or was there would spoil the state hash.
     pub(crate) fn put_new<K: Key, V>(&mut self, table: &Table<K, V>, key: &K, value: &impl Serialize) {
         self.write(table, key, |rows, row| {
-            rows.put_new(row, &codec::encode(value));
+            with_encoded(rows, value, |rows, value| rows.put_new(row, value));
             Ok(())
         });
     }
@@ -227,26 +214,33 @@ impl<'a> Tables<'a> {
         key: &K,
         f: impl FnOnce(&mut Rows, &[u8]) -> io::Result<()>,
     ) {
-        let mut row = self.rows.scratch.key.take();
-        self.scope.key_into(table, key, &mut row);
-        if let Err(e) = f(self.rows, &row) {
-            self.scope.note(&row, e);
+        let mut buffer = self.rows.scratch.key.take();
+        let row = buffer.row(self.scope.namespace, table.name, key);
+        if let Err(e) = f(self.rows, row) {
+            self.scope.note(row, e);
         }
-        self.rows.scratch.key.replace(row);
+        self.rows.scratch.key.replace(buffer);
     }
 
     /// `value` encoded, by way of the buffer for rows' values.
     pub(crate) fn encoded(&mut self, value: &impl Serialize) -> Bytes {
-        let buffer = &mut self.rows.scratch.value;
-        buffer.clear();
-        codec::encode_into(value, buffer);
-        Bytes::copy_from_slice(buffer)
+        with_encoded(self.rows, value, |_, value| Bytes::copy_from_slice(value))
     }
 
     /// The damage that a read or write met, if any: then the node must stop.
     pub fn damage(self) -> Option<Damage> {
         self.scope.damage.into_inner()
     }
+}
+
+/// Encodes `value` in the buffer for rows' values.
+fn with_encoded<R>(rows: &mut Rows, value: &impl Serialize, f: impl FnOnce(&mut Rows, &[u8]) -> R) -> R {
+    let mut buffer = std::mem::take(&mut rows.scratch.value);
+    buffer.clear();
+    codec::encode_into(value, &mut buffer);
+    let result = f(rows, &buffer);
+    rows.scratch.value = buffer;
+    result
 }
 
 fn prefix_into(namespace: &str, table: &str, out: &mut Vec<u8>) {

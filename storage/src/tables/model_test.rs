@@ -128,7 +128,7 @@ impl<'a> Run<'a> {
         let Some((frozen, hash, model)) = self.frozen.take() else {
             return;
         };
-        let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value.as_deref()));
+        let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
         let meta = FlushMeta { hash, ..FlushMeta::default() };
         self.rows.base().flush(changes, &meta).unwrap();
         // Between the write and this, reads go through all three layers.

@@ -6,7 +6,7 @@
 //! - `hash` is the wrapping sum of [`row_hash`] over all rows there are.
 //! - A flush changes `base` only in rows that `frozen` holds, so a read never sees half a flush.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
@@ -14,7 +14,9 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128_with_seed};
 
 use super::base::Base;
-use super::overlay::{Dirty, Overlay};
+use super::key::Key;
+use super::overlay::{Dirty, Overlay, Value};
+use super::prefix_into;
 use super::row_key::RowKey;
 
 /// What a dirty row costs besides its key and value, in bytes: twice the key, map slots and boxes, roughly.
@@ -24,6 +26,8 @@ const ROW_OVERHEAD: usize = 256;
 pub struct Rows {
     live: Overlay,
     live_bytes: usize,
+    /// Where the last row was found: mostly, what was read is written next.
+    last: Cell<usize>,
     frozen: Option<Arc<Overlay>>,
     frozen_bytes: usize,
     base: Base,
@@ -35,9 +39,34 @@ pub struct Rows {
 #[derive(Default)]
 pub(super) struct Scratch {
     /// A row's key. Readers use it too.
-    pub(super) key: RefCell<Vec<u8>>,
+    pub(super) key: RefCell<KeyBuffer>,
     /// A row's value.
     pub(super) value: Vec<u8>,
+}
+
+/// A row's key under construction. Its prefix mostly stays.
+#[derive(Default)]
+pub(super) struct KeyBuffer {
+    bytes: Vec<u8>,
+    prefix: usize,
+    /// The namespace and the table that the prefix is of.
+    of: (&'static str, &'static str),
+}
+
+impl KeyBuffer {
+    /// The key of the row that has `key` in the namespace's table.
+    pub(super) fn row<K: Key>(&mut self, namespace: &'static str, table: &'static str, key: &K) -> &[u8] {
+        // The same text at another address is written anew: that is rare.
+        if std::ptr::eq(self.of.0, namespace) && std::ptr::eq(self.of.1, table) {
+            self.bytes.truncate(self.prefix);
+        } else {
+            prefix_into(namespace, table, &mut self.bytes);
+            self.prefix = self.bytes.len();
+            self.of = (namespace, table);
+        }
+        key.encode_into(&mut self.bytes);
+        &self.bytes
+    }
 }
 
 impl Rows {
@@ -46,6 +75,7 @@ impl Rows {
         Self {
             live: Overlay::default(),
             live_bytes: 0,
+            last: Cell::new(0),
             frozen: None,
             frozen_bytes: 0,
             base,
@@ -76,10 +106,23 @@ impl Rows {
     pub fn with<R>(&self, key: &[u8], f: impl FnOnce(Option<&[u8]>) -> R) -> io::Result<R> {
         let row = RowKey::from(key);
         let frozen = || self.frozen.as_ref().and_then(|frozen| frozen.get(&row));
-        match self.live.get(&row).or_else(frozen) {
-            Some(dirty) => Ok(f(dirty.value.as_deref())),
+        match self.find(&row).and_then(|place| self.live.at(place)).or_else(frozen) {
+            Some(dirty) => Ok(f(dirty.value())),
             None => self.base.with(key, f),
         }
+    }
+
+    /// Where the row is in the live overlay.
+    fn find(&self, row: &RowKey) -> Option<usize> {
+        let found = self.live.find(row, self.last.get());
+        if let Some(place) = found {
+            self.last.set(place);
+        }
+        found
+    }
+
+    fn find_mut(&mut self, row: &RowKey) -> Option<&mut Dirty> {
+        self.find(row).and_then(|place| self.live.at_mut(place))
     }
 
     /// Sets the value at `key`.
@@ -89,18 +132,18 @@ impl Rows {
     pub fn put(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
         let hash = row_hash(key, value);
         let row = RowKey::from(key);
-        if let Some(dirty) = self.live.get_mut(&row) {
-            self.hash = self.hash.wrapping_sub(dirty.hash).wrapping_add(hash);
-            dirty.hash = hash;
-            match &mut dirty.value {
+        if let Some(dirty) = self.find_mut(&row) {
+            let before = std::mem::replace(&mut dirty.hash, hash);
+            let old = dirty.value.get_or_insert_default();
+            let old_len = old.len();
+            if old_len == value.len() {
                 // Counters and sessions mostly keep their size.
-                Some(old) if old.len() == value.len() => old.copy_from_slice(value),
-                old => {
-                    self.live_bytes += value.len();
-                    self.live_bytes -= old.as_ref().map_or(0, |old| old.len());
-                    *old = Some(value.into());
-                }
+                old.copy_from_slice(value);
+            } else {
+                *old = Value::from_slice(value);
             }
+            self.hash = self.hash.wrapping_sub(before).wrapping_add(hash);
+            self.live_bytes = self.live_bytes + value.len() - old_len;
             return Ok(());
         }
         let below = hash_below(self.frozen.as_deref(), &self.base, key, &row)?;
@@ -120,7 +163,7 @@ impl Rows {
     fn insert(&mut self, key_bytes: usize, key: RowKey, value: &[u8], hash: u128, below: Option<u128>) {
         self.hash = self.hash.wrapping_sub(below.unwrap_or(0)).wrapping_add(hash);
         self.live_bytes += key_bytes + value.len() + ROW_OVERHEAD;
-        self.live.insert(key, Dirty { value: Some(value.into()), hash, fresh: below.is_none() });
+        self.live.insert(key, Dirty { value: Some(Value::from_slice(value)), hash, fresh: below.is_none() });
     }
 
     /// Removes the row at `key`, if there is one.
@@ -129,7 +172,7 @@ impl Rows {
     /// When the row's value cannot be read.
     pub fn remove(&mut self, key: &[u8]) -> io::Result<()> {
         let row = RowKey::from(key);
-        let Some(dirty) = self.live.get_mut(&row) else {
+        let Some(dirty) = self.find_mut(&row) else {
             if let Some(below) = hash_below(self.frozen.as_deref(), &self.base, key, &row)? {
                 self.hash = self.hash.wrapping_sub(below);
                 self.live_bytes += key.len() + ROW_OVERHEAD;
@@ -137,14 +180,13 @@ impl Rows {
             }
             return Ok(());
         };
-        self.hash = self.hash.wrapping_sub(dirty.hash);
-        self.live_bytes -= dirty.value.as_ref().map_or(0, |old| old.len());
-        if dirty.fresh {
+        let (hash, value) = (std::mem::take(&mut dirty.hash), dirty.value.take());
+        let fresh = dirty.fresh;
+        self.hash = self.hash.wrapping_sub(hash);
+        self.live_bytes -= value.map_or(0, |old| old.len());
+        if fresh {
             self.live_bytes -= key.len() + ROW_OVERHEAD;
             self.live.remove(&row);
-        } else {
-            dirty.hash = 0;
-            dirty.value = None;
         }
         Ok(())
     }
@@ -185,7 +227,7 @@ impl Rows {
             let in_frozen = frozen.next_if(|(k, _)| *k == key);
             let in_base = base.next_if(|row| matches!(row, Ok((k, _)) if k[..] == key[..]));
             let flow = match (in_live.or(in_frozen), in_base) {
-                (Some((_, dirty)), _) => dirty.value.as_deref().map(|value| each(&key, value)),
+                (Some((_, dirty)), _) => dirty.value().map(|value| each(&key, value)),
                 (None, Some(Ok((_, value)))) => Some(each(&key, &value)),
                 (None, _) => None,
             };

@@ -78,7 +78,7 @@ fn open(dir: &TempDir) -> Machine {
 fn flush(machine: &mut Machine) {
     let meta: FlushMeta = machine.flush_meta(LogMark::default());
     let frozen = machine.rows_mut().freeze();
-    let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value.as_deref()));
+    let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
     machine.rows().base().flush(changes, &meta).unwrap();
     machine.rows_mut().thawed();
 }
