@@ -70,10 +70,14 @@ process_stat() {
 
 # own_pid PIDFILE: prints the pid if the process that we started is still there.
 own_pid() {
-    local pid start state now
+    local pid start state now tasks
     [[ -f $1 ]] && read -r pid start <"$1" || return 1
     read -r state now < <(process_stat "$pid") || return 1
-    [[ $state != [ZX] && $now == "$start" ]] && say "$pid"
+    [[ $state != X && $now == "$start" ]] || return 1
+    # While other threads of a killed process end, it has its ports still.
+    tasks=("/proc/$pid/task/"*)
+    [[ $state != Z ]] || ((${#tasks[@]} > 1)) || return 1
+    say "$pid"
 }
 is_running() { own_pid "$1" >/dev/null; }
 is_gone() { ! is_running "$1"; }
