@@ -169,7 +169,8 @@ impl Client {
 
     /// Has a snapshot written, as a backup.
     pub async fn snapshot(&self) -> Result<Reply<Value>> {
-        self.administer("snapshot", &json!({}), Repeat::Harmless).await
+        // It takes its time: not to be given up for another server, which would begin one too.
+        self.administer("snapshot", &json!({}), Repeat::Harmful).await
     }
 
     /// Changes a replicated setting.

@@ -82,7 +82,7 @@ pub struct Refused {
 impl Refused {
     /// Is it a service's own refusal? Those are logged and remembered like replies.
     pub fn is_by_service(&self) -> bool {
-        self.refusal.is_some() || self.code == "refused"
+        self.refusal.is_some()
     }
 
     pub(crate) fn new(status: u16, problem: Problem) -> Self {

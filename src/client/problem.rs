@@ -63,7 +63,7 @@ impl Problem {
 
     /// Is it a service's own refusal, which is logged and remembered like a reply?
     pub(crate) fn is_by_service(&self) -> bool {
-        self.refusal.is_some() || self.code == "refused"
+        self.refusal.is_some()
     }
 
     /// May this attempt have been applied? What a server does not say is taken to be unknown, except that a

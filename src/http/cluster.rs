@@ -191,12 +191,16 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
                     there, or ask another server";
         return Err(Problem::new(507, "disk_full", text));
     }
-    let (path, meta) = app
-        .node
-        .state()
-        .snapshot_file()
-        .await
-        .map_err(|e| Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}")))?;
+    let (path, meta) = app.node.state().snapshot_file().await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::StorageFull => {
+            Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}"))
+        }
+        std::io::ErrorKind::InvalidData => {
+            app.node.fail(&e);
+            Problem::new(503, "shutting_down", e.to_string())
+        }
+        _ => Problem::new(500, "failed", format!("the snapshot cannot be written: {e}")),
+    })?;
     let bytes = tokio::fs::metadata(&path).await.map(|file| file.len()).unwrap_or(0);
     to_json(&json!({
         "server": app.node.name(),

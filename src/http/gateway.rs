@@ -99,7 +99,7 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
     let node = app.node.clone();
-    aside(large, move || replies_json(&node, &services, &outcomes)).await.map(json)
+    aside(large, move || replies_json(&node, &services, &outcomes)).await.map_err(Problem::unknown).map(json)
 }
 
 /// Does what takes long on another thread: a node that is busy with JSON sends no heartbeats.
@@ -264,10 +264,11 @@ fn bad(what: &str, error: BadRequest) -> Problem {
 /// Writes the reply as JSON with its revision.
 fn push_reply(service: &dyn ErasedService, outcome: &Outcome, out: &mut Vec<u8>) -> Result<(), Problem> {
     let DeltaResult::Reply(reply) = &outcome.result else {
-        return Err(Problem::new(500, "failed", "a refusal is not a reply"));
+        return Err(Problem::new(500, "failed", "a refusal is not a reply").unknown());
     };
     service.reply_to_json(reply, out).map_err(|e| {
         Problem::new(500, "failed", format!("the command was applied; its reply is unreadable: {e}"))
+            .unknown()
     })?;
     push_fields(out, outcome.revision, None);
     Ok(())

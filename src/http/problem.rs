@@ -65,6 +65,12 @@ impl Problem {
         }))
     }
 
+    /// After the fact: the command was applied, or may have been.
+    pub(super) fn unknown(mut self) -> Self {
+        self.0.outcome = Attempt::Unknown;
+        self
+    }
+
     pub(super) fn bad_request(detail: impl Into<String>) -> Self {
         Self::new(400, "bad_request", detail)
     }
@@ -87,11 +93,7 @@ impl Problem {
 
     /// What a delta's result says to the client that sent it; `None` for a reply.
     pub(super) fn of_result(result: &DeltaResult) -> Option<Self> {
-        let unknown = |status, code, detail: &str| {
-            let mut problem = Self::new(status, code, detail);
-            problem.0.outcome = Attempt::Unknown;
-            Some(problem)
-        };
+        let unknown = |status, code, detail: &str| Some(Self::new(status, code, detail).unknown());
         match result {
             DeltaResult::Reply(_) => None,
             DeltaResult::Refused(refusal) => Some(Refusal::clone(refusal).into()),
@@ -140,6 +142,10 @@ impl From<Refusal> for Problem {
             _ => "refused",
         };
         let mut problem = Self::new(refusal.status, code, refusal.detail);
+        if code == "session_expired" {
+            // As for a command: what the session was used for before cannot be told.
+            problem.0.outcome = Attempt::Unknown;
+        }
         problem.0.refusal = Some(refusal.code);
         problem.0.current = refusal.current.and_then(|current| serde_json::from_str(&current).ok());
         problem

@@ -54,9 +54,13 @@ async fn run(app: &App, command: SessionCommand) -> Result<SessionReply, Problem
     let outcome = app.node.propose(command, deadline()).await?;
     match &outcome.result {
         DeltaResult::Reply(reply) => {
-            codec::decode(reply).map_err(|e| Problem::new(500, "failed", format!("unreadable reply: {e}")))
+            let unreadable = |e| Problem::new(500, "failed", format!("unreadable reply: {e}")).unknown();
+            codec::decode(reply).map_err(unreadable)
         }
-        other => Err(Problem::of_result(other).unwrap_or_else(|| Problem::new(500, "failed", "no reply"))),
+        other => {
+            let none = || Problem::new(500, "failed", "no reply").unknown();
+            Err(Problem::of_result(other).unwrap_or_else(none))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Query, State};
 use axum::http::HeaderMap;
@@ -22,6 +22,8 @@ use super::{Answer, App, Shared};
 
 /// Events read at once.
 const PAGE: usize = 256;
+/// A server that knows no primary for so long hears of no events.
+const CUT_OFF: Duration = Duration::from_secs(3);
 /// A comment goes out so often, so that a client sees a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
@@ -103,15 +105,20 @@ impl Reader {
     }
 }
 
-/// Ends when the client is so slow that events it has not seen are evicted: it is told 410 when it resumes.
+/// Ends when the client is so slow that events it has not seen are evicted: it is told 410 when it resumes. And when this
+/// server has known no primary for a while, being cut off or removed: the client goes on at another one.
 fn events(reader: Reader, applied: watch::Receiver<Applied>) -> impl Stream<Item = Result<Sse, Infallible>> {
     futures_util::stream::unfold((reader, applied), |(mut reader, mut applied)| async move {
+        let mut ready_at = Instant::now();
         loop {
             if let Some(((revision, n), event)) = reader.ready.pop_front() {
                 let sse = Sse::default().id(format!("{revision}.{n}")).event(event.topic).data(event.data);
                 return Some((Ok(sse), (reader, applied)));
             }
-            if reader.app.node.draining() {
+            if reader.app.node.ready() {
+                ready_at = Instant::now();
+            }
+            if reader.app.node.draining() || ready_at.elapsed() > CUT_OFF {
                 return None;
             }
             applied.borrow_and_update();

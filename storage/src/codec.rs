@@ -99,7 +99,8 @@ pub fn decode_list<'a, H: Deserialize<'a>, T: Deserialize<'a>>(
         (None, 0) => None,
         (item, _) => {
             ended = true;
-            let wrong = || CodecError::Malformed("the number of items is not what the record says".to_owned());
+            let wrong =
+                || CodecError::Malformed("the number of items is not what the record says".to_owned());
             Some(Err(item.and_then(Result::err).unwrap_or_else(wrong)))
         }
     });

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use openraft::storage::{RaftLogStorage, RaftStateMachine, StorageHelper};
 use openraft::{Raft, RaftSnapshotBuilder as _};
 use quorate_storage::node_disk::{self, DiskError, NodeDisk};
@@ -343,6 +344,20 @@ async fn a_snapshot_file_holds_the_flush_and_is_written_once() {
     assert_eq!(file.metadata().unwrap().modified().unwrap(), written);
 }
 
+/// An HTTP client that hangs up drops what it asked for.
+#[tokio::test]
+async fn a_flush_that_nobody_waits_for_ends_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, mut machine) = server_with(dir.path(), 20).await;
+    assert!(disk.state.flush().now_or_never().is_none());
+    assert_eq!(disk.state.flush().await.unwrap().applied, Some(log_id(1, 20)));
+    apply(&mut machine, vec![entry(1, 21)]).await;
+    assert!(disk.state.snapshot_file().now_or_never().is_none());
+    let (file, meta) = disk.state.snapshot_file().await.unwrap();
+    assert_eq!(snapshot::read_meta(&file).unwrap(), meta);
+    assert_eq!(meta.applied, Some(log_id(1, 21)));
+}
+
 #[tokio::test]
 async fn making_a_directory_can_be_interrupted_anywhere() {
     let whole = tempfile::tempdir().unwrap();
@@ -447,9 +462,9 @@ async fn another_format_version_is_refused() {
     create(dir.path()).await;
     let file = dir.path().join("identity.json");
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("\"format_version\": 1", "\"format_version\": 2")).unwrap();
+    std::fs::write(&file, text.replace("\"format_version\": 2", "\"format_version\": 1")).unwrap();
     let text = refusal(open(dir.path())).to_string();
-    assert!(text.contains("format version 2") && text.contains("reads version 1"), "{text}");
+    assert!(text.contains("format version 1") && text.contains("reads version 2"), "{text}");
 }
 
 #[tokio::test]

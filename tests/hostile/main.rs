@@ -52,7 +52,7 @@ fn check_problem(what: &str, answer: &Answer, status: u16, code: &str) {
     assert_eq!(problem["code"], code, "{what}: {problem}");
     assert!(problem["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{what}: {problem}");
     let outcome = match code {
-        "session_expired" if problem.get("refusal").is_none() => "unknown",
+        "session_expired" => "unknown",
         _ => "not_applied",
     };
     assert_eq!(problem["outcome"], outcome, "{what}: {problem}");

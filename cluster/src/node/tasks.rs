@@ -21,6 +21,10 @@ use crate::error::{Code, NodeError};
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// Or after so many log entries: they bound the replay after a crash, and what the log keeps.
 const FLUSH_ENTRIES: u64 = 20_000;
+/// So much log is kept at most behind the last flush, however few entries it has.
+const LOG_BYTES: u64 = 256 << 20;
+/// And so much when the disk is low.
+const LOG_BYTES_LOW: u64 = 64 << 20;
 /// How often it is looked.
 const POLL: Duration = Duration::from_millis(100);
 /// How often a primary looks whether a tick is due.
@@ -102,6 +106,12 @@ async fn flush(inner: Arc<Inner>) {
             () = tokio::time::sleep(POLL) => false,
         };
         let flushed = inner.state.last_flush().applied.map_or(0, |id| id.index);
+        if let Some(upto) = excess(&inner, flushed)
+            && let Err(e) = inner.raft.trigger().purge_log(upto).await
+        {
+            inner.fail(&e);
+            return;
+        }
         let applied = inner.state.applied().borrow().log_id.as_ref().map_or(0, |id| id.index);
         let due =
             applied >= flushed + FLUSH_ENTRIES || (applied > flushed && last.elapsed() >= FLUSH_INTERVAL);
@@ -122,6 +132,17 @@ async fn flush(inner: Arc<Inner>) {
         }
         last = Instant::now();
     }
+}
+
+/// Up to where the log is to go, when it has more bytes than are kept. The number of entries has a bound of its own.
+fn excess(inner: &Inner, flushed: u64) -> Option<u64> {
+    let (log, low) = (inner.state.log(), inner.disk.is_low());
+    let (bytes, most) = (log.disk_bytes(), if low { LOG_BYTES_LOW } else { LOG_BYTES });
+    let (first, last) = log.range().filter(|_| bytes > most)?;
+    // About half of the bytes, so that it is rare; entries differ in size.
+    let kept = (last + 1 - first) * (most / 2) / bytes;
+    let upto = flushed.min(last.saturating_sub(kept));
+    (upto >= first).then_some(upto)
 }
 
 async fn tick(inner: Arc<Inner>) {

@@ -184,3 +184,16 @@ async fn a_snapshot_that_is_damaged_at_the_sender_is_written_anew() {
     cluster.converge().await;
     cluster.finish().await;
 }
+
+/// Few entries, but large ones: without a bound on bytes the log alone would fill the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_is_bounded_in_bytes_too() {
+    let cluster = Cluster::start_with(Options { servers: 1, ..Options::default() }).await;
+    let node = cluster.node("S1");
+    for n in 0..360 {
+        node.propose(tally::put(&format!("text{}", n % 4), 1 << 20), within(20_000)).await.unwrap();
+    }
+    eventually("the oldest entries are gone", async || node.state().log().disk_bytes() <= 256 << 20).await;
+    assert!(node.state().log().range().unwrap().0 > 1);
+    cluster.finish().await;
+}

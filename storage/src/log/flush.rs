@@ -63,14 +63,22 @@ pub(super) fn failed(cause: &str) -> io::Error {
 
 /// Called by raft-log when a sync has ended.
 pub(super) struct Flushed {
-    pub(super) clock: Arc<FlushClock>,
+    clock: Arc<FlushClock>,
     /// The number of the last write that this sync covers.
-    pub(super) upto: u64,
-    pub(super) waiters: Vec<IOFlushed<TypeConfig>>,
+    upto: u64,
+    waiters: Vec<IOFlushed<TypeConfig>>,
+    sent: bool,
+}
+
+impl Flushed {
+    pub(super) fn new(clock: Arc<FlushClock>, upto: u64, waiters: Vec<IOFlushed<TypeConfig>>) -> Self {
+        Self { clock, upto, waiters, sent: false }
+    }
 }
 
 impl raft_log::Callback for Flushed {
     fn send(mut self, result: io::Result<()>) {
+        self.sent = true;
         match &result {
             Ok(()) => {
                 self.clock.durable.send_if_modified(|durable| {
@@ -93,9 +101,14 @@ impl raft_log::Callback for Flushed {
     }
 }
 
-/// raft-log's thread is gone, and the request with it: who waits must learn that nothing will come.
+/// raft-log's thread is gone, and the request with it, after a sync of its own that failed, say: who waits must learn that
+/// nothing will come, and nothing more may be written.
 impl Drop for Flushed {
     fn drop(&mut self) {
+        if self.sent {
+            return;
+        }
+        self.clock.fail(&io::Error::other("its writer thread is gone"));
         for waiter in self.waiters.drain(..) {
             waiter.io_completed(Err(failed("its writer thread is gone")));
         }

@@ -196,7 +196,7 @@ impl Inner {
             return;
         }
         let waiters = std::mem::take(&mut state.waiters);
-        let flushed = Flushed { clock: Arc::clone(&self.clock), upto: state.written, waiters };
+        let flushed = Flushed::new(Arc::clone(&self.clock), state.written, waiters);
         if let Err(e) = state.log.flush(true, Some(flushed)) {
             // Who waits is told by the callback's drop, and `sync` by the clock.
             self.clock.fail(&e);

@@ -144,7 +144,7 @@ async fn no_callback_comes_before_the_sync() {
     assert_eq!(*log.inner.clock.durable.borrow(), Ok(0));
     // As if that other sync had ended.
     let clock = Arc::clone(&log.inner.clock);
-    raft_log::Callback::send(Flushed { clock, upto: 0, waiters: Vec::new() }, Ok(()));
+    raft_log::Callback::send(Flushed::new(clock, 0, Vec::new()), Ok(()));
     flush.await.unwrap().unwrap();
     saving.await.unwrap();
 }
@@ -460,4 +460,14 @@ async fn an_entry_that_is_refused_before_it_is_written_ends_the_log_and_loses_no
     log.append(entries(1, 7..8), IOFlushed::signal(done)).await.expect_err("a gap was taken");
     drop(log);
     assert_eq!(ids(&open(&dir)), expected(1, 0..3));
+}
+
+#[tokio::test]
+async fn a_request_that_raft_log_drops_ends_the_log() {
+    let clock = FlushClock::new();
+    assert!(clock.try_start());
+    let (done, flush) = TypeConfig::oneshot();
+    drop(Flushed::new(Arc::clone(&clock), 1, vec![IOFlushed::signal(done)]));
+    assert!(flush.await.unwrap().is_err());
+    assert!(clock.failure().is_some(), "who syncs would wait for ever");
 }

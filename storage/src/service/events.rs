@@ -151,6 +151,16 @@ mod tests {
     }
 
     #[test]
+    fn a_topic_is_one_line() {
+        let mut emitted = Emitted::default();
+        crate::service::Context::new("a", 7, 0, 0, &mut emitted).emit("one\r\ntwo", &1);
+        emitted.finish(|_, block| {
+            let block: Block = codec::decode(&codec::encode(&block)).unwrap();
+            assert_eq!(block.events[0].1.topic, "one  two");
+        });
+    }
+
+    #[test]
     fn a_damaged_block_is_refused() {
         assert!(codec::decode::<Block>(&[1, 2, 7, 0]).is_err());
     }

@@ -8,6 +8,8 @@ pub(crate) mod events;
 mod params;
 mod registry;
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -147,8 +149,15 @@ impl<'a> Context<'a> {
         self.session
     }
 
-    /// Publishes `event` on `topic`. Watches get it in order, once per revision.
+    /// Publishes `event` on `topic`. Watches get it in order, once per revision. A topic is one line: control characters
+    /// in it become spaces.
     pub fn emit(&mut self, topic: impl AsRef<str>, event: &impl Serialize) {
-        self.emitted.push(self.revision, self.service, topic.as_ref(), event);
+        let topic = topic.as_ref();
+        // Most often there are none, and a look at the bytes is enough to know.
+        let topic = match topic.bytes().any(|byte| byte.is_ascii_control()) {
+            false => Cow::Borrowed(topic),
+            true => Cow::Owned(topic.replace(char::is_control, " ")),
+        };
+        self.emitted.push(self.revision, self.service, &topic, event);
     }
 }

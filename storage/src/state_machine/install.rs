@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use super::{Applied, State, blocking, damaged};
+use super::{Applied, State, blocking, damaged, to_the_end};
 use crate::files;
 use crate::machine::Machine;
 use crate::snapshot;
@@ -20,6 +20,11 @@ impl State {
     /// # Errors
     /// As the disk gives them.
     pub async fn snapshot_file(&self) -> io::Result<(PathBuf, FlushMeta)> {
+        let state = self.clone();
+        to_the_end(async move { state.write_snapshot_file().await }).await
+    }
+
+    async fn write_snapshot_file(&self) -> io::Result<(PathBuf, FlushMeta)> {
         let _gate = self.shared.gate.lock().await;
         let meta = self.flush_gated().await?;
         let dir = self.snapshots_dir();
@@ -53,6 +58,11 @@ impl State {
     /// # Errors
     /// `InvalidData` when the snapshot is damaged: then the state is as before.
     pub(super) async fn install(&self, file: PathBuf) -> io::Result<FlushMeta> {
+        let state = self.clone();
+        to_the_end(async move { state.install_now(file).await }).await
+    }
+
+    async fn install_now(&self, file: PathBuf) -> io::Result<FlushMeta> {
         let _gate = self.shared.gate.lock().await;
         // A truncation that is not on disk yet must not come back behind the new state: openraft
         // would find a log whose last id is before the applied one at a greater index, and not start.

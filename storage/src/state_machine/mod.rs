@@ -249,8 +249,12 @@ impl State {
     /// # Errors
     /// When the disk fails: the node must stop.
     pub async fn flush(&self) -> io::Result<FlushMeta> {
-        let _gate = self.shared.gate.lock().await;
-        self.flush_gated().await
+        let state = self.clone();
+        to_the_end(async move {
+            let _gate = state.shared.gate.lock().await;
+            state.flush_gated().await
+        })
+        .await
     }
 
     /// [`Self::flush`] for who holds the gate.
@@ -299,6 +303,14 @@ fn check_hash(base: &Base, meta: &FlushMeta) -> io::Result<()> {
         return Ok(());
     }
     Err(damaged("the tables do not have the hash that their last flush recorded"))
+}
+
+/// Runs `work` to its end, also when nobody waits for it any more. A flush that is dropped half way would leave frozen
+/// rows for ever, and the writing of a file would go on without the gate.
+async fn to_the_end<R: Send + 'static>(
+    work: impl Future<Output = io::Result<R>> + Send + 'static,
+) -> io::Result<R> {
+    tokio::spawn(work).await.map_err(io::Error::other)?
 }
 
 async fn blocking<R: Send + 'static>(work: impl FnOnce() -> io::Result<R> + Send + 'static) -> io::Result<R> {
