@@ -10,6 +10,7 @@
 mod adapter;
 mod install;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use tokio::sync::{Notify, watch};
 
 pub use self::adapter::{SnapshotHandle, StateMachine};
 use crate::delta::Outcome;
+use crate::files;
 use crate::log::DeltaLog;
 use crate::machine::Machine;
 use crate::raft_types::{LogId, Payload};
@@ -47,19 +49,26 @@ pub struct Applied {
 pub struct Flushed {
     base: Base,
     meta: FlushMeta,
+    lock: File,
 }
 
 impl Flushed {
-    /// Opens the tables in `dir` and checks their hash.
+    /// Opens the tables in `dir` and checks their hash. The directory is locked for as long as they are in use.
     ///
     /// # Errors
-    /// `InvalidData` when they are damaged.
+    /// `InvalidData` when they are damaged; `WouldBlock` when another process has the directory.
     pub fn open(dir: &Path) -> io::Result<Self> {
+        // Before anything is removed: what looks left over may be an install that is under way.
+        let lock = files::when_unlocked(|| {
+            let dir = File::open(dir)?;
+            dir.try_lock()?;
+            Ok(dir)
+        })?;
         install::remove_leftovers(dir)?;
         let base = Base::open(&dir.join("state"))?;
         let meta = base.meta()?.unwrap_or_default();
         check_hash(&base, &meta)?;
-        Ok(Self { base, meta })
+        Ok(Self { base, meta, lock })
     }
 
     /// The position of the last flush.
@@ -76,6 +85,7 @@ pub struct State {
 
 struct Shared {
     dir: PathBuf,
+    _lock: File,
     log: DeltaLog,
     registry: Registry,
     machine: Mutex<Machine>,
@@ -106,13 +116,14 @@ impl State {
     /// # Errors
     /// `InvalidData` when they are damaged.
     pub fn new(dir: &Path, registry: Registry, log: DeltaLog, flushed: Flushed) -> io::Result<Self> {
-        let Flushed { base, meta } = flushed;
+        let Flushed { base, meta, lock } = flushed;
         let applied = Applied { log_id: meta.applied, revision: meta.revision };
         let machine =
             Machine::new(registry.clone(), Rows::new(base, meta.hash), meta.clone()).map_err(damaged)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 dir: dir.to_owned(),
+                _lock: lock,
                 log,
                 registry,
                 machine: Mutex::new(machine),
