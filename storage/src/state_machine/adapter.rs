@@ -13,6 +13,9 @@ use crate::tables::base::FlushMeta;
 
 type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, SnapshotHandle>;
 
+/// An entry of so many deltas takes a good part of a millisecond.
+const LONG: usize = 256;
+
 /// What openraft passes around as a snapshot's data.
 pub enum SnapshotHandle {
     /// The last flush of a replica in this process. [`State::snapshot_file`] writes the bytes when a peer
@@ -63,8 +66,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let outcomes = self.state.apply(entry.log_id, &entry.payload).await?;
+            let long = outcomes.len() >= LONG;
             if let Some(responder) = responder {
                 responder.send(Outcomes(outcomes));
+            }
+            if long {
+                // Heartbeats, answers and the news of the commit do not wait for the entries behind this one.
+                tokio::task::yield_now().await;
             }
         }
         Ok(())
