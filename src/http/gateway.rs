@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::problem::Problem;
-use super::{Answer, App, Shared, deadline, json};
+use super::{Answer, App, Shared, deadline, json, primary};
 
 /// A batch's body above this is parsed, and answered, on another thread.
 const LARGE: usize = 16 << 10;
@@ -81,6 +81,7 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
     let fields = app.bodies.read(request.into_body()).await?;
     let encoded = service.command_from_json(name, &fields).map_err(|e| bad(service.name(), e))?;
     let command = command_of(session, service.name(), encoded.into());
+    primary(app).await?;
     let outcome = app.node.propose(command, deadline()).await?;
     if let Some(problem) = Problem::of_result(&outcome.result) {
         return Err(problem);
@@ -97,6 +98,7 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let large = body.len() > LARGE;
     let node = app.node.clone();
     let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
+    primary(&app).await?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
     let node = app.node.clone();
     aside(large, move || replies_json(&node, &services, &outcomes)).await.map_err(Problem::unknown).map(json)
@@ -249,7 +251,7 @@ fn command_of(session: SessionHeaders, service: &'static str, body: Bytes) -> Co
     Command { session, sequence, acked, service: service.into(), body }
 }
 
-fn find<'a>(node: &'a Node, name: &str) -> Result<&'a Arc<dyn ErasedService>, Problem> {
+pub(super) fn find<'a>(node: &'a Node, name: &str) -> Result<&'a Arc<dyn ErasedService>, Problem> {
     let registry = node.state().registry();
     registry.get(name).ok_or_else(|| Problem::unknown_service(name, registry.iter().map(|s| s.name())))
 }
@@ -312,6 +314,9 @@ pub(super) async fn query(
 /// Asks the query `name` of `service`.
 pub(super) async fn ask(app: &App, service: &str, name: &str, params: Option<&str>) -> Answer {
     let (level, own) = split_params(params.unwrap_or_default())?;
+    if !matches!(level, ReadLevel::Stale { .. }) {
+        primary(app).await?;
+    }
     let point = app.node.read_point(level, deadline()).await?;
     let answered = app.node.state().read(|machine| (machine.revision(), machine.query(service, name, &own)));
     let (revision, answer) = answered.map_err(|e| failed(&app.node, e))?;

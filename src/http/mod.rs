@@ -33,6 +33,8 @@ use self::problem::Problem;
 const MAX_WATCHES: usize = 1024;
 /// A request is answered within this time, whatever happens.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Less than a client waits for one attempt by default, more than an election takes.
+const NO_PRIMARY_PATIENCE: Duration = Duration::from_millis(800);
 /// A change of the membership may wait for a learner to catch up.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What the handlers share.
@@ -102,6 +104,11 @@ async fn wrong_method(request: Request<Body>) -> Problem {
         request.uri().path()
     );
     Problem::new(405, "bad_request", text)
+}
+
+/// An election is soon over: who waits longer without a primary is told so, before the client gives up.
+async fn primary(app: &App) -> Result<(), Problem> {
+    Ok(app.node.await_primary(NO_PRIMARY_PATIENCE).await?)
 }
 
 fn deadline() -> Instant {

@@ -39,6 +39,9 @@ pub(super) struct Params {
 pub(super) async fn watch(State(app): Shared, Query(params): Query<Params>, headers: HeaderMap) -> Answer {
     // Not ready: events that were shown before the restart might be missing.
     app.node.read_point(quorate_cluster::node::ReadLevel::Stale { max_age: None }, super::deadline()).await?;
+    if let Some(service) = &params.service {
+        super::gateway::find(&app.node, service)?;
+    }
     let last_event_id = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
     let after = match last_event_id.or(params.from.as_deref()) {
         Some(text) => position(text)?,

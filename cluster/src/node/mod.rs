@@ -144,7 +144,7 @@ struct Inner {
     recovered: AtomicBool,
     started: Instant,
     /// When the primary was heard last.
-    heard: watch::Sender<Instant>,
+    heard: watch::Sender<Option<Instant>>,
     /// True once the node is to stop: its tasks end.
     stop: watch::Sender<bool>,
     /// No new requests; what runs may finish.
@@ -202,7 +202,7 @@ impl Node {
             timing: options.timing,
             recovered: AtomicBool::new(false),
             started: Instant::now(),
-            heard: watch::Sender::new(Instant::now()),
+            heard: watch::Sender::new(None),
             stop: watch::Sender::new(false),
             draining: AtomicBool::new(false),
             failed: watch::Sender::new(None),
@@ -303,7 +303,7 @@ impl Inner {
         let leader = self.leader()?;
         let in_contact = match leader == self.id {
             true => self.quorum_age().is_none_or(|age| age < self.recent()),
-            false => self.heard.borrow().elapsed() < self.recent(),
+            false => self.heard.borrow().is_some_and(|at| at.elapsed() < self.recent()),
         };
         in_contact.then_some(leader)
     }

@@ -85,7 +85,7 @@ impl Inner {
                 }
                 let reply = self.raft.append_entries(request).await.map_err(|e| self.fatal(e))?;
                 if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
-                    self.heard.send_replace(Instant::now());
+                    self.heard.send_replace(Some(Instant::now()));
                 }
                 Ok(Reply::Append(reply))
             }
@@ -219,7 +219,7 @@ impl Inner {
                         NodeError::unknown(Code::Failed, e.to_string())
                     });
                     if !matches!(result, Ok(Err(StreamAppendError::HigherVote(_))) | Err(_)) {
-                        heard.send_replace(Instant::now());
+                        heard.send_replace(Some(Instant::now()));
                     }
                     let _ = reply.send(result.map(Reply::StreamAppend));
                 }

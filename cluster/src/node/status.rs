@@ -1,7 +1,7 @@
 //! What a node says of itself, and what it learns of the others.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -14,6 +14,8 @@ use crate::message::{NodeStatus, Reply, Request};
 
 /// A peer that does not answer within this time is shown as away.
 const ASK: Duration = Duration::from_millis(500);
+/// How often it is looked for a primary while there is none.
+const PRIMARY_POLL: Duration = Duration::from_millis(20);
 
 /// The cluster as one server sees it.
 #[derive(Debug, Clone)]
@@ -61,6 +63,21 @@ impl Node {
     /// Caught up, and with a primary.
     pub fn ready(&self) -> bool {
         self.inner.ready()
+    }
+
+    /// Waits until there is a primary to turn to, at most `limit`.
+    ///
+    /// # Errors
+    /// When there is none by then: nothing was applied.
+    pub async fn await_primary(&self, limit: Duration) -> Result<(), NodeError> {
+        let end = Instant::now() + limit;
+        while self.inner.working_leader().is_none() {
+            if Instant::now() >= end {
+                return Err(self.inner.no_primary());
+            }
+            self.inner.leader_may_change(PRIMARY_POLL).await;
+        }
+        Ok(())
     }
 
     /// Whether this server is the primary.
