@@ -1,6 +1,7 @@
 //! A node: one server's part in the cluster.
 
 mod announce;
+mod incoming;
 mod join;
 mod lanes;
 mod log_view;
@@ -29,6 +30,7 @@ use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, RwLock, watch};
 
+use self::incoming::Incoming;
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
 pub use self::log_view::{LogPage, LoggedDelta};
@@ -139,6 +141,7 @@ struct Inner {
     writing: RwLock<()>,
     /// Held by the one change of the membership that is being made, from its first step to its last.
     changing: Arc<Mutex<()>>,
+    incoming: Incoming,
     reads: ReadIndexer,
     clock: Arc<dyn Clock>,
     logged_clock: LoggedClock,
@@ -201,6 +204,7 @@ impl Node {
             batcher,
             writing: RwLock::default(),
             changing: Arc::default(),
+            incoming: Incoming::default(),
             reads,
             clock: options.clock,
             logged_clock: LoggedClock::default(),
