@@ -140,7 +140,8 @@ impl Inner {
         };
         match self.lanes.to(id, &info).call(&request, PASS_ON).await {
             Ok(reply) => Ok(reply),
-            Err(CallError::Peer(e)) => Err(e),
+            // Somebody else is at the primary's address: that is not to be told of this server's.
+            Err(CallError::Peer(e)) if e.code != Code::Misdirected => Err(e),
             Err(e) => Err(NodeError::unknown(Code::NoPrimary, e.to_string())),
         }
     }

@@ -11,7 +11,7 @@ use quorate_cluster::transport::frame::Route;
 use quorate_cluster::transport::lane::{CallError, Lane};
 
 use crate::support::client::{Client, Load};
-use crate::support::{Cluster, Options, eventually, tally, throughout, within};
+use crate::support::{Cluster, Options, PATIENCE, eventually, tally, throughout, within};
 
 async fn change(
     node: &Node,
@@ -318,7 +318,7 @@ async fn two_clusters_whose_addresses_are_mixed_up_do_each_other_no_harm() {
         let route = Route { cluster, from: node_id, to };
         let lane = Lane::new(Arc::new(TcpDial), theirs.address("S1"), route);
         let error = lane.call(&Request::Status, Duration::from_secs(5)).await.unwrap_err();
-        assert!(matches!(&error, CallError::Peer(e) if e.code == Code::Refused), "{error:?}");
+        assert!(matches!(&error, CallError::Peer(e) if e.code == Code::Misdirected), "{error:?}");
         assert!(error.to_string().contains(cause), "{error}");
     }
     let (term, membership) =
@@ -332,5 +332,39 @@ async fn two_clusters_whose_addresses_are_mixed_up_do_each_other_no_harm() {
     assert_eq!(theirs.status("S1").term, term);
     assert_eq!(theirs.node("S1").cluster_status().await.unwrap().membership, membership);
     theirs.finish().await;
+    ours.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_address_that_is_another_clusters_by_now_keeps_no_server_from_its_own() {
+    let mut clusters = [Cluster::single(Options::default()).await, Cluster::single(Options::default()).await];
+    // Peers are asked in this order.
+    clusters.sort_by_key(|cluster| cluster.address("S1"));
+    let [theirs, mut ours] = clusters;
+    ours.join_misled("S2", &theirs.address("S1")).await;
+    let reply = ours.change(MemberOp::Promote, "S2").await;
+    assert_eq!(reply.voters, ["S1", "S2"]);
+    assert_eq!(theirs.node("S1").cluster_status().await.unwrap().members.len(), 1);
+    theirs.finish().await;
+    ours.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_finds_nothing_but_another_cluster_says_so_and_ends() {
+    let mut ours = Cluster::start_with(Options { servers: 2, ..Options::default() }).await;
+    ours.kill("S1").await;
+    ours.kill("S2").await;
+    let theirs = Cluster::single_on(ours.listener("S1"), Options::default()).await;
+    ours.move_server("S2");
+    ours.start("S2").await;
+    ours.net.place("S1", &ours.address("S1"));
+    let cause = tokio::time::timeout(PATIENCE, ours.node("S2").failed()).await.unwrap();
+    assert!(cause.contains("two clusters' addresses are mixed up"), "{cause}");
+    assert!(cause.contains(&ours.address("S1")), "{cause}");
+    theirs.finish().await;
+    // It is as it was.
+    ours.kill("S2").await;
+    ours.start("S1").await;
+    ours.start("S2").await;
     ours.finish().await;
 }
