@@ -40,6 +40,8 @@ pub enum Code {
     Refused,
     /// This server has failed and is about to stop.
     Failed,
+    /// It is for another server, or for another cluster.
+    Misdirected,
 }
 
 /// An error with its cause, what may have happened, and where to go next.

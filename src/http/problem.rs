@@ -157,7 +157,7 @@ impl From<NodeError> for Problem {
         let (status, code) = match error.code {
             Code::Overloaded => (429, "overloaded"),
             // In active mode any server accepts: that there is none to forward to is what counts.
-            Code::NoPrimary | Code::NotPrimary => (503, "no_primary"),
+            Code::NoPrimary | Code::NotPrimary | Code::Misdirected => (503, "no_primary"),
             Code::NotReady => (503, "not_ready"),
             Code::ShuttingDown | Code::Failed => (503, "shutting_down"),
             Code::Timeout => (504, "timeout"),

@@ -1,5 +1,6 @@
 //! A server says under which addresses it can be reached, until the membership agrees.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ enum Standing {
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut stop = inner.stop.subscribe();
     let mut told_removed = false;
+    let mut told = BTreeMap::new();
     loop {
         match inner.standing() {
             Standing::Known => {}
@@ -43,9 +45,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
                 }
             }
             Standing::New | Standing::Moved => {
-                if let Err(e) = inner.announce().await {
-                    if e.code == Code::Refused {
-                        inner.fail(format!("the cluster refuses this server: {}", e.detail));
+                if let Err(e) = inner.announce(&mut told).await {
+                    // One that is worth another attempt is not the last word.
+                    if e.code == Code::Refused && e.retry_after_ms.is_none() {
+                        inner.fail(format!("this server cannot take part in its cluster: {}", e.detail));
                         return;
                     }
                     tracing::debug!(error = %e, "announcing this server failed; trying on");
@@ -72,25 +75,43 @@ impl Inner {
         }
     }
 
-    /// Tells whoever answers: the members, and those that were known when this server joined.
-    async fn announce(&self) -> Result<(), NodeError> {
+    /// Tells whoever answers: the members, and those that were known when this server joined. An address may be old,
+    /// and somebody else's by now: what is said there is not this cluster's word, unless no other address is left. What
+    /// each said last is in `told`.
+    async fn announce(&self, told: &mut BTreeMap<String, String>) -> Result<(), NodeError> {
         if self.is_leader() {
             return self.announced(self.id, self.info.clone()).await;
         }
-        let mut peers: Vec<String> = self.members().into_values().map(|info| info.peer).collect();
+        let others = self.members().into_iter().filter(|(id, _)| *id != self.id);
+        let mut peers: Vec<String> = others.map(|(_, info)| info.peer).collect();
         peers.extend(self.identity.seeds.iter().cloned());
         peers.retain(|peer| *peer != self.info.peer);
         peers.sort();
         peers.dedup();
         let request = Request::Announce { node_id: self.id, info: self.info.clone() };
         let mut last = NodeError::not_applied(Code::NotFound, "no peer is known");
-        for peer in peers {
-            match self.lanes.dial_anew(0, peer).call(&request, ATTEMPT).await {
+        let mut ours = peers.len();
+        for peer in &peers {
+            let error = match self.lanes.dial_anew(0, peer.clone()).call(&request, ATTEMPT).await {
                 Ok(Reply::Announced) => return Ok(()),
-                Ok(_) => {}
-                Err(CallError::Peer(e)) if e.code == Code::Refused => return Err(e),
-                Err(e) => last = NodeError::not_applied(Code::NoPrimary, e.to_string()),
+                Ok(_) => NodeError::not_applied(Code::Failed, "the peer answered another question"),
+                Err(CallError::Peer(e)) => e,
+                Err(e) => NodeError::not_applied(Code::NoPrimary, e.to_string()),
+            };
+            match error.code {
+                Code::Refused => return Err(error),
+                Code::Misdirected => ours -= 1,
+                _ => {}
             }
+            let strange = matches!(error.code, Code::Misdirected | Code::BadRequest | Code::Failed);
+            if strange && told.insert(peer.clone(), error.detail.clone()).as_ref() != Some(&error.detail) {
+                tracing::warn!(%peer, %error, "that address cannot be asked about this server's cluster");
+            }
+            last = error;
+        }
+        if ours == 0 && !peers.is_empty() {
+            let text = format!("none of {} belongs to its cluster: {}", peers.join(", "), last.detail);
+            return Err(NodeError::not_applied(Code::Refused, text));
         }
         Err(last)
     }

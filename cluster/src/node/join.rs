@@ -54,16 +54,16 @@ pub(super) async fn join(options: &NodeOptions) -> Result<(), JoinError> {
     if options.join.is_empty() {
         return Err(JoinError::NoPeers { dir: options.dir.display().to_string(), name });
     }
+    if let Err(e) = check_name(&name) {
+        return Err(JoinError::Refused { name, cause: e.detail });
+    }
     let mut told = String::new();
     let begun = Instant::now();
     loop {
         for peer in &options.join {
             match ask(options, peer).await {
                 Ok(reply) => return create(options, reply).await,
-                Err(CallError::Peer(e))
-                    if e.code == Code::BadRequest
-                        || (e.code == Code::Refused && begun.elapsed() >= REFUSED_PATIENCE) =>
-                {
+                Err(CallError::Peer(e)) if e.code == Code::Refused && begun.elapsed() >= REFUSED_PATIENCE => {
                     return Err(JoinError::Refused { name, cause: e.detail });
                 }
                 Err(e) => {
@@ -111,14 +111,18 @@ pub fn parse_cluster_id(text: &str) -> Option<ClusterId> {
     u128::from_str_radix(text, 16).ok().filter(|_| text.len() == 32).map(u128::to_be_bytes)
 }
 
+fn check_name(name: &str) -> Result<(), NodeError> {
+    if valid_name(name) {
+        return Ok(());
+    }
+    let text = format!("{name:?} is not a server's name: use letters, digits, '-', '_', '.'");
+    Err(NodeError::not_applied(Code::BadRequest, text))
+}
+
 impl Inner {
     /// Gives a joining server a node id. On the primary.
     pub(super) async fn admit(&self, request: JoinRequest) -> Result<JoinReply, NodeError> {
-        if !valid_name(&request.info.name) {
-            let text =
-                format!("{:?} is not a server's name: use letters, digits, '-', '_', '.'", request.info.name);
-            return Err(NodeError::not_applied(Code::BadRequest, text));
-        }
+        check_name(&request.info.name)?;
         self.check_name_free(&request.info, 0)?;
         let node_id = self.allocate_node_id(&request.info.name).await?;
         let peers = self.members().into_values().map(|info| info.peer).collect();

@@ -1,41 +1,33 @@
 //! Changes of the membership, by hand.
 //!
-//! Each is one change, with a compare-and-set and a time limit; what timed out is unknown. None
-//! leaves fewer live voters than its quorum, as far as the primary's own contacts tell (invariant 8).
+//! Each is one change, with a compare-and-set and a time limit; what timed out is unknown. One that was left half
+//! done is finished first. None leaves fewer live voters than its quorum, as far as the primary's own contacts tell
+//! (invariant 8).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
-use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
-use openraft::raft::Precondition;
-use openraft::{ChangeMembers, Instant as _};
-use quorate_storage::codec;
-use quorate_storage::delta::{Command, DeltaResult, SYSTEM_SERVICE};
-use quorate_storage::machine::{SystemCommand, SystemReply};
-use quorate_storage::raft_types::{LogId, NodeId, NodeInfo, TypeConfig, log_id, term_of};
-use tokio::time::timeout;
-
+use super::reconfigure::{CHANGE_TIMEOUT, changed};
 use super::{Inner, Node};
 use crate::error::{Attempt, Code, NodeError};
 use crate::message::{MemberOp, MembersReply, MembersRequest, Reply, Request};
 use crate::transport::lane::CallError;
+use futures_util::future::join_all;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{ChangeMembers, Instant as _};
+use quorate_storage::codec;
+use quorate_storage::delta::{Command, DeltaResult, SYSTEM_SERVICE};
+use quorate_storage::machine::{SystemCommand, SystemReply};
+use quorate_storage::raft_types::{LogId, NodeId, NodeInfo, log_id, term_of};
 
-/// A change, both its steps.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a promotion waits for its learner to catch up.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(20);
 /// And how long for one that does not answer at all: it may just be starting.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// A learner that lacks fewer entries than this is caught up.
-const CAUGHT_UP: u64 = 256;
-/// A transfer of leadership.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Before it, entries in flight have so long to be answered.
-const QUIET_TIMEOUT: Duration = Duration::from_secs(1);
-const POLL: Duration = Duration::from_millis(20);
+pub(super) const CAUGHT_UP: u64 = 256;
+pub(super) const POLL: Duration = Duration::from_millis(20);
 
 type Result<T> = std::result::Result<T, NodeError>;
 
@@ -126,7 +118,7 @@ impl Inner {
     }
 
     /// The members called `name`: after a wipe there may be an old and a new one.
-    fn named(&self, name: &str) -> BTreeSet<NodeId> {
+    pub(super) fn named(&self, name: &str) -> BTreeSet<NodeId> {
         self.members().into_iter().filter(|(_, info)| info.name == name).map(|(id, _)| id).collect()
     }
 
@@ -170,19 +162,6 @@ impl Inner {
         }
     }
 
-    pub(super) async fn add_learner(&self, id: NodeId, info: NodeInfo) -> Result<()> {
-        tracing::info!(node_id = id, name = %info.name, peer = %info.peer, "adding a learner");
-        match timeout(CHANGE_TIMEOUT, self.raft.add_learner(id, info, false)).await {
-            Ok(result) => result.map(|_| ()).map_err(|e| self.change_error(e)),
-            Err(_) => Err(change_timed_out()),
-        }
-    }
-
-    pub(super) async fn set_node(&self, id: NodeId, info: NodeInfo) -> Result<()> {
-        tracing::info!(node_id = id, name = %info.name, peer = %info.peer, url = %info.url, "a server has moved");
-        self.submit(ChangeMembers::SetNodes(BTreeMap::from([(id, info)])), true, None).await
-    }
-
     /// Carries one operation out. On the primary.
     pub(super) async fn change(&self, request: &MembersRequest) -> Result<MembersReply> {
         let condition = match &request.if_membership {
@@ -197,6 +176,10 @@ impl Inner {
         if let Some(expected) = &condition {
             self.check_unchanged(expected)?;
         }
+        let condition = match request.op {
+            MemberOp::Transfer => condition,
+            _ => self.finish_half_done(condition).await?,
+        };
         match request.op {
             MemberOp::Promote => self.promote(&request.name, condition).await?,
             MemberOp::Demote => self.demote(&request.name, condition).await?,
@@ -211,7 +194,7 @@ impl Inner {
         if now.as_ref() == Some(expected) {
             return Ok(());
         }
-        Err(changed(show_log_id(now.as_ref())))
+        Err(changed(now))
     }
 
     pub(super) fn members_reply(&self) -> MembersReply {
@@ -228,7 +211,7 @@ impl Inner {
         }
     }
 
-    fn not_found(&self, name: &str) -> NodeError {
+    pub(super) fn not_found(&self, name: &str) -> NodeError {
         let names: Vec<String> = self.members().into_values().map(|info| info.name).collect();
         let text = format!("no member is called {name:?}; there are: {}", names.join(", "));
         NodeError::not_applied(Code::NotFound, text)
@@ -248,7 +231,7 @@ impl Inner {
         voters.retain(|voter| !named.contains(voter));
         voters.insert(id);
         self.check_quorum(&voters).await?;
-        self.submit(ChangeMembers::ReplaceAllVoters(voters), false, condition).await
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), false, condition).await.map(drop)
     }
 
     async fn demote(&self, name: &str, condition: Option<LogId>) -> Result<()> {
@@ -264,7 +247,7 @@ impl Inner {
         }
         self.check_leaves(name, &voters).await?;
         self.leave_leadership(&named).await?;
-        self.submit(ChangeMembers::ReplaceAllVoters(voters), true, condition).await
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), true, condition).await.map(drop)
     }
 
     async fn remove(&self, name: &str, condition: Option<LogId>) -> Result<()> {
@@ -301,7 +284,7 @@ impl Inner {
 
     /// Invariant 8, for the voters that are to be. They are asked: heartbeats tell of the past, and a primary that is
     /// new has heard of nobody yet.
-    async fn check_quorum(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
+    pub(super) async fn check_quorum(&self, voters: &BTreeSet<NodeId>) -> Result<()> {
         let members = self.members();
         let asked = members.iter().filter(|(id, _)| voters.contains(id));
         let answers = join_all(asked.map(|(id, info)| self.ask_status(*id, info))).await;
@@ -316,15 +299,6 @@ impl Inner {
             voters.len()
         );
         Err(NodeError::not_applied(Code::Refused, text))
-    }
-
-    /// A primary that is to go hands leadership over first; the new one carries the change out.
-    async fn leave_leadership(&self, leaving: &BTreeSet<NodeId>) -> Result<()> {
-        if !leaving.contains(&self.id) {
-            return Ok(());
-        }
-        self.transfer("").await?;
-        Err(self.not_primary())
     }
 
     async fn caught_up(&self, id: NodeId, name: &str) -> Result<()> {
@@ -362,140 +336,4 @@ impl Inner {
             }
         }
     }
-
-    /// One change, with its compare-and-set and time limit.
-    async fn submit(
-        &self,
-        change: ChangeMembers<NodeId, NodeInfo>,
-        retain: bool,
-        condition: Option<LogId>,
-    ) -> Result<()> {
-        // A primary that was just elected is told to forward to nobody until its first entry is in.
-        let term = self.raft.metrics().borrow_watched().current_term;
-        self.caught_up_with(term).await?;
-        tracing::info!(?change, "changing the membership");
-        let preconditions: Vec<Precondition<TypeConfig>> = condition
-            .map(|id| Precondition::LastMembershipLogId { last_membership_log_id: Some(id) })
-            .into_iter()
-            .collect();
-        let change = self.raft.change_membership_if(change, retain, preconditions);
-        match timeout(CHANGE_TIMEOUT, change).await {
-            Ok(result) => result.map(|_| ()).map_err(|e| self.change_error(e)),
-            Err(_) => Err(change_timed_out()),
-        }
-    }
-
-    fn change_error(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> NodeError {
-        match error {
-            RaftError::Fatal(e) => {
-                self.fail(&e);
-                NodeError::unknown(Code::Failed, e.to_string())
-            }
-            RaftError::APIError(ClientWriteError::ChangeMembershipError(
-                ChangeMembershipError::InProgress(e),
-            )) => {
-                let text = format!("another change of the membership is under way: {e}");
-                NodeError::not_applied(Code::Changed, text).retry_after(500)
-            }
-            RaftError::APIError(ClientWriteError::ChangeMembershipError(e)) => {
-                NodeError::not_applied(Code::Refused, e.to_string()).retry_after(500)
-            }
-            RaftError::APIError(ClientWriteError::PreconditionFailed(_)) => {
-                let now = *self.raft.metrics().borrow_watched().membership_config.log_id();
-                changed(show_log_id(now.as_ref()))
-            }
-            RaftError::APIError(e) => {
-                let text = format!("{e}. The change may have been made: look at `quorate cluster members`");
-                NodeError::unknown(Code::NoPrimary, text)
-            }
-        }
-    }
-
-    /// Moves leadership to `name`, or to the best voter, and sees it arrive.
-    async fn transfer(&self, name: &str) -> Result<()> {
-        let named = self.named(name);
-        if !name.is_empty() && named.is_empty() {
-            return Err(self.not_found(name));
-        }
-        if named.contains(&self.id) {
-            return Ok(());
-        }
-        // A primary that is new has heard of nobody yet.
-        let patience = Instant::now() + self.timing.election.0;
-        let target = loop {
-            if let Some(target) = self.best_target(&named) {
-                break target;
-            }
-            if Instant::now() >= patience {
-                let text = match name {
-                    "" => "no other voter is alive and caught up; leadership stays here".to_owned(),
-                    name => {
-                        format!("{name} is not a voter that is alive and caught up; leadership stays here")
-                    }
-                };
-                return Err(NodeError::not_applied(Code::Refused, text));
-            }
-            tokio::time::sleep(POLL).await;
-        };
-        // Without a majority nothing in flight ends: then it is not waited for.
-        let _quiet = timeout(QUIET_TIMEOUT, self.writing.write()).await;
-        if let Err(e) = self.raft.trigger().transfer_leader(target).await {
-            self.fail(&e);
-            return Err(NodeError::not_applied(Code::Failed, e.to_string()));
-        }
-        let deadline = Instant::now() + TRANSFER_TIMEOUT;
-        while self.leader() != Some(target) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let text = "leadership did not arrive in time; an election decides now. `quorate cluster status` shows \
-                            who leads";
-                return Err(NodeError::unknown(Code::Timeout, text));
-            }
-            self.leader_may_change(left.min(POLL)).await;
-        }
-        Ok(())
-    }
-
-    /// The live voter with the least lag, among `named` if there are any.
-    fn best_target(&self, named: &BTreeSet<NodeId>) -> Option<NodeId> {
-        let metrics = self.raft.metrics();
-        let matched: BTreeMap<NodeId, u64> = {
-            let metrics = metrics.borrow_watched();
-            let replication = metrics.replication.as_ref()?;
-            replication.iter().filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index))).collect()
-        };
-        let last = metrics.borrow_watched().last_log_index.unwrap_or(0);
-        let eligible = |id: &NodeId| {
-            *id != self.id
-                && (named.is_empty() || named.contains(id))
-                && self.alive(*id)
-                && !self.disk.is_low_on(*id)
-                && matched.get(id).is_some_and(|at| last.saturating_sub(*at) <= CAUGHT_UP)
-        };
-        self.voters().into_iter().filter(eligible).max_by_key(|id| matched.get(id).copied())
-    }
-
-    /// Before stopping: moves leadership, so that nobody has to wait for an election.
-    pub(super) async fn hand_over(&self, limit: Duration) {
-        if !self.is_leader() || self.voters().len() < 2 {
-            return;
-        }
-        match timeout(limit, self.transfer("")).await {
-            Ok(Ok(())) => tracing::info!(to = ?self.leader(), "leadership handed over"),
-            Ok(Err(e)) => tracing::warn!(error = %e, "leadership could not be handed over"),
-            Err(_) => tracing::warn!("leadership was not handed over in time"),
-        }
-    }
-}
-
-fn changed(now: String) -> NodeError {
-    let text = format!("the membership has changed: its log id is {now} now. Look again, and decide again");
-    NodeError::not_applied(Code::Changed, text)
-}
-
-fn change_timed_out() -> NodeError {
-    let text = format!(
-        "the change was not committed within {CHANGE_TIMEOUT:?}; it may yet be: look at `quorate cluster members`"
-    );
-    NodeError::unknown(Code::Timeout, text)
 }

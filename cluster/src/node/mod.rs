@@ -1,15 +1,18 @@
 //! A node: one server's part in the cluster.
 
 mod announce;
+mod incoming;
 mod join;
 mod lanes;
 mod log_view;
 mod members;
 mod propose;
 mod read;
+mod reconfigure;
 mod serve;
 mod status;
 mod tasks;
+mod transfer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,8 +28,9 @@ use quorate_storage::raft_types::{NodeId, NodeInfo, TypeConfig};
 use quorate_storage::service::Registry;
 use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Mutex, RwLock, watch};
 
+use self::incoming::Incoming;
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
 pub use self::log_view::{LogPage, LoggedDelta};
@@ -135,6 +139,9 @@ struct Inner {
     /// Shared by the entries that are being written here; a transfer of leadership takes it whole, so that it finds
     /// nothing in flight whose outcome would be unknown.
     writing: RwLock<()>,
+    /// Held by the one change of the membership that is being made, from its first step to its last.
+    changing: Arc<Mutex<()>>,
+    incoming: Incoming,
     reads: ReadIndexer,
     clock: Arc<dyn Clock>,
     logged_clock: LoggedClock,
@@ -196,6 +203,8 @@ impl Node {
             state,
             batcher,
             writing: RwLock::default(),
+            changing: Arc::default(),
+            incoming: Incoming::default(),
             reads,
             clock: options.clock,
             logged_clock: LoggedClock::default(),

@@ -143,7 +143,10 @@ impl Inner {
         let reached = applied.wait_for(|applied| applied.log_id >= index);
         match timeout_at(deadline.into(), reached).await {
             Ok(Ok(_)) => {
-                self.reads.confirm(sent);
+                // A lease is trusted, not confirmed: should it be wrong, the state is older than this round.
+                if !lease {
+                    self.reads.confirm(sent);
+                }
                 Ok(())
             }
             Ok(Err(_)) => Err(NodeError::not_applied(Code::ShuttingDown, "this server is stopping")),

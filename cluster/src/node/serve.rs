@@ -1,25 +1,18 @@
 //! What a node answers its peers.
 
-use std::io::{Seek as _, SeekFrom, Write as _};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::StreamExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
-};
-use openraft::type_config::alias::SnapshotOf;
-use quorate_storage::raft_types::{Entry, NodeId, Payload, SnapshotMeta, TypeConfig, Vote};
-use quorate_storage::snapshot;
-use quorate_storage::state_machine::SnapshotHandle;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult};
+use quorate_storage::raft_types::{Entry, NodeId, Payload, TypeConfig};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Inner;
 use crate::error::{Code, NodeError};
-use crate::message::{JoinRequest, Reply, Request, SnapshotChunk};
+use crate::message::{JoinRequest, Reply, Request};
 use crate::transport::lane::CallError;
 use crate::transport::server::{Handler, Ordered};
 
@@ -147,12 +140,13 @@ impl Inner {
         };
         match self.lanes.to(id, &info).call(&request, PASS_ON).await {
             Ok(reply) => Ok(reply),
-            Err(CallError::Peer(e)) => Err(e),
+            // Somebody else is at the primary's address: that is not to be told of this server's.
+            Err(CallError::Peer(e)) if e.code != Code::Misdirected => Err(e),
             Err(e) => Err(NodeError::unknown(Code::NoPrimary, e.to_string())),
         }
     }
 
-    fn fatal(&self, error: impl std::fmt::Display) -> NodeError {
+    pub(super) fn fatal(&self, error: impl std::fmt::Display) -> NodeError {
         self.fail(&error);
         NodeError::unknown(Code::Failed, error.to_string())
     }
@@ -231,61 +225,6 @@ impl Inner {
         });
         AppendPipe { requests }
     }
-
-    /// Takes a piece of a snapshot; installs the file when it was the last one.
-    async fn take_chunk(&self, chunk: SnapshotChunk) -> Result<Option<Vote>> {
-        let failed = |e: std::io::Error| {
-            NodeError::not_applied(Code::Failed, format!("the snapshot cannot be stored: {e}"))
-        };
-        if self.disk.is_nearly_full() {
-            return Err(self.disk.error());
-        }
-        let path = self.state.incoming_file(chunk.transfer).map_err(failed)?;
-        let file = path.clone();
-        let (vote, last) = (chunk.vote, chunk.last);
-        let stored = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
-            let mut out = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&file)?;
-            if chunk.offset == 0 {
-                out.set_len(0)?;
-                remove_other_transfers(&file)?;
-            }
-            if out.seek(SeekFrom::End(0))? != chunk.offset {
-                return Err(std::io::Error::other("a piece is missing"));
-            }
-            out.write_all(&chunk.bytes)?;
-            if chunk.last { out.sync_all() } else { Ok(()) }
-        });
-        stored.await.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
-        if !last {
-            return Ok(None);
-        }
-        // openraft takes a failed install for a failed disk and stops the node, so what came is checked before.
-        let file = path.clone();
-        let checked = tokio::task::spawn_blocking(move || snapshot::verify(&file)).await;
-        let meta = checked.map_err(|e| failed(std::io::Error::other(e)))?.map_err(failed)?;
-        tracing::info!(revision = meta.revision, "installing a snapshot");
-        let meta = SnapshotMeta { last_log_id: meta.applied, last_membership: meta.membership };
-        let snapshot: SnapshotOf<TypeConfig, SnapshotHandle> =
-            openraft::storage::Snapshot { meta, snapshot: SnapshotHandle::Received(path.clone()) };
-        let SnapshotResponse { vote } =
-            self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| self.fatal(e))?;
-        // Still there if it was not needed after all.
-        let _ = std::fs::remove_file(path);
-        Ok(Some(vote))
-    }
-}
-
-/// What interrupted transfers left would fill the disk.
-fn remove_other_transfers(current: &Path) -> std::io::Result<()> {
-    let Some(dir) = current.parent() else { return Ok(()) };
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        let incoming = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("incoming-"));
-        if incoming && path != current {
-            std::fs::remove_file(path)?;
-        }
-    }
-    Ok(())
 }
 
 fn receiver_stream<T: Send + 'static>(

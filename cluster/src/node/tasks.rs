@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -197,6 +197,10 @@ impl DiskWatch {
             Ok(free) => {
                 self.free.store(free, Ordering::Relaxed);
                 let low = free < self.reserve;
+                if !low {
+                    // Known for a hand-over for want of disk, and growing old: other transfers go anywhere.
+                    self.peers_low().clear();
+                }
                 if self.low.swap(low, Ordering::Relaxed) != low {
                     match low {
                         true => tracing::warn!(
@@ -229,8 +233,11 @@ impl DiskWatch {
     }
 
     pub(super) fn is_low_on(&self, id: NodeId) -> bool {
-        let peers = self.peers_low.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.get(&id).copied().unwrap_or(false)
+        self.peers_low().get(&id).copied().unwrap_or(false)
+    }
+
+    fn peers_low(&self) -> MutexGuard<'_, HashMap<NodeId, bool>> {
+        self.peers_low.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn error(&self) -> NodeError {
@@ -259,7 +266,25 @@ async fn watch_disk(inner: Arc<Inner>) {
             .zip(statuses)
             .map(|(id, status)| (*id, status.is_none_or(|status| status.disk_low)))
             .collect();
-        *inner.disk.peers_low.lock().unwrap_or_else(PoisonError::into_inner) = low;
+        *inner.disk.peers_low() = low;
         inner.hand_over(Duration::from_secs(2)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_other_disks_is_forgotten_with_the_want_that_asked_for_it() {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+        let mut disk = DiskWatch::new(dir, u64::MAX);
+        assert!(disk.is_low());
+        disk.peers_low().insert(2, true);
+        disk.look();
+        assert!(disk.is_low_on(2) && !disk.is_low_on(3));
+        disk.reserve = 0;
+        disk.look();
+        assert!(!disk.is_low() && !disk.is_low_on(2));
     }
 }

@@ -187,14 +187,16 @@ async fn next_frame<R: tokio::io::AsyncRead + Unpin>(
 
 /// Checks cluster and target, and decodes. A server that joins knows neither.
 fn check(route: Route, local: Local, content: &Bytes) -> Result<Request, NodeError> {
-    let refused = |detail: String| Err(NodeError::not_applied(Code::Refused, detail));
+    let misdirected = |detail: String| Err(NodeError::not_applied(Code::Misdirected, detail));
     let request: Request = match codec::decode(content) {
         Ok(request) => request,
-        Err(e) => return refused(format!("malformed request: {e}")),
+        Err(e) => {
+            return Err(NodeError::not_applied(Code::BadRequest, format!("malformed request: {e}")));
+        }
     };
     let joins = matches!(request, Request::Join(_));
     if route.cluster != local.cluster && !(joins && route.cluster == [0; 16]) {
-        return refused(format!(
+        return misdirected(format!(
             "the request is for cluster {}, this server belongs to cluster {}: two clusters' addresses are mixed up",
             hex(&route.cluster),
             hex(&local.cluster)
@@ -202,7 +204,7 @@ fn check(route: Route, local: Local, content: &Bytes) -> Result<Request, NodeErr
     }
     let open = matches!(request, Request::Join(_) | Request::Announce { .. } | Request::Status);
     if route.to != local.node && !(open && route.to == 0) {
-        return refused(format!(
+        return misdirected(format!(
             "the request is for node {}, this is node {}: another server took over its address",
             route.to, local.node
         ));

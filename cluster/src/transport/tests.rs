@@ -151,7 +151,7 @@ async fn cluster_and_target_are_checked_on_every_request() {
             let reply = lane.send(kind, &request).unwrap().within(LIMIT).await;
             match (refused, reply) {
                 (None, Ok(_)) => {}
-                (Some(cause), Err(CallError::Peer(e))) if e.code == Code::Refused => {
+                (Some(cause), Err(CallError::Peer(e))) if e.code == Code::Misdirected => {
                     assert!(e.detail.contains(cause), "{e}");
                 }
                 (_, reply) => panic!("{route:?} {request:?}: {reply:?}"),

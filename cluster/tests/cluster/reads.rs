@@ -31,6 +31,9 @@ async fn the_age_of_a_stale_read_counts_from_when_the_read_index_was_sent() {
 
     let old = Duration::from_millis(300);
     eventually("the age grows", async || age(&node, STALE).await.unwrap() > old).await;
+    // A lease confirms nothing.
+    node.read_point(ReadLevel::Lease, within(5000)).await.unwrap();
+    assert!(age(&node, STALE).await.unwrap() > old);
     // Young enough: no question is asked, so it takes no time.
     let asked = Instant::now();
     assert!(age(&node, ReadLevel::Stale { max_age: Some(Duration::from_secs(60)) }).await.unwrap() > old);

@@ -155,6 +155,15 @@ impl Cluster {
         eventually("the new server is ready", async || self.node(name).ready()).await;
     }
 
+    /// The same, for one that was told of an old address too, where a stranger is by now.
+    pub(crate) async fn join_misled(&mut self, name: &str, stranger: &str) {
+        self.net.place("stranger", stranger);
+        self.add_server(name, free_listener());
+        self.servers.get_mut(name).unwrap().join.push(stranger.to_owned());
+        self.start(name).await;
+        eventually("the new server is ready", async || self.node(name).ready()).await;
+    }
+
     /// Gives a server that is down another address.
     pub(crate) fn move_server(&mut self, name: &str) {
         self.servers.get_mut(name).unwrap().listener = free_listener();
