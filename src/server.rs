@@ -61,7 +61,7 @@ pub enum ServerError {
 ///
 /// # Errors
 /// [`ServerError`]; a directory with anything in it is left as it is.
-pub fn init(args: InitArgs) -> Result<(), ServerError> {
+pub fn init(args: InitArgs, registry: &Registry) -> Result<(), ServerError> {
     if !valid_name(&args.name) {
         return Err(ServerError::Name(args.name));
     }
@@ -71,6 +71,7 @@ pub fn init(args: InitArgs) -> Result<(), ServerError> {
         name: args.name.clone(),
         format_version: FORMAT_VERSION,
         seeds: Vec::new(),
+        services: registry.names(),
     };
     let info = NodeInfo {
         name: args.name,

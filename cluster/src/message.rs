@@ -93,6 +93,8 @@ pub struct SnapshotChunk {
 pub struct JoinRequest {
     /// Its name and addresses.
     pub info: NodeInfo,
+    /// The services of its build.
+    pub services: Vec<String>,
 }
 
 /// Who the server is from now on.

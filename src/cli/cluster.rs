@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use quorate_storage::service::Registry;
 use serde_json::Value;
 
 use super::connect::{ConnectFlags, Connection, runtime};
@@ -95,16 +96,20 @@ struct Change {
     if_membership: Option<String>,
 }
 
-pub(crate) fn run(arguments: ClusterArgs, file: Option<&Path>) -> Result<Exit, CliError> {
+pub(crate) fn run(
+    arguments: ClusterArgs,
+    file: Option<&Path>,
+    registry: &Registry,
+) -> Result<Exit, CliError> {
     if let ClusterAction::Init(flags) = arguments.action {
         let arguments = flags.resolve(&Config::load(file, "server")?)?;
         super::log_to_stderr("info")?;
         let done = format!(
-            "{} is the first server of a new cluster, in {}; start it with `quorate server` and the same flags",
+            "{} is the first server of a new cluster, in {}; start it with `server` in place of `cluster init`, and the same flags",
             arguments.name,
             arguments.data.display()
         );
-        crate::server::init(arguments).map_err(CliError::failed)?;
+        crate::server::init(arguments, registry).map_err(CliError::failed)?;
         Output::note(&done);
         return Ok(Exit::Done);
     }

@@ -128,7 +128,7 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
             crate::server::run(arguments, registry).map_err(CliError::failed)?;
             Ok(Exit::Done)
         }
-        Command::Cluster(arguments) => cluster::run(*arguments, file),
+        Command::Cluster(arguments) => cluster::run(*arguments, file, &registry),
         Command::Client(arguments) => client::run(*arguments, &Config::load(file, "client")?),
         Command::Bench(arguments) => bench::run(*arguments, &Config::load(file, "bench")?),
         Command::Completions { shell } => {

@@ -25,6 +25,9 @@ pub struct Identity {
     /// Peers that were known when it joined: asked until the membership says more.
     #[serde(default)]
     pub seeds: Vec<String>,
+    /// The services that it was made with: a build that lacks one of them would diverge from the other replicas.
+    #[serde(default)]
+    pub services: Vec<String>,
 }
 
 /// The file: a flipped digit in a node id would make it another node.
@@ -120,6 +123,7 @@ mod tests {
             name: "S1".to_owned(),
             format_version: FORMAT_VERSION,
             seeds: Vec::new(),
+            services: Vec::new(),
         }
     }
 

@@ -48,6 +48,16 @@ pub enum DiskError {
         /// Why.
         error: IdentityError,
     },
+    /// Another program made the directory.
+    #[error(
+        "{dir} belongs to a server with services that this program lacks: {lacks}. Start it with the program that made it"
+    )]
+    Services {
+        /// The directory.
+        dir: PathBuf,
+        /// The services, with commas between.
+        lacks: String,
+    },
     /// The identity is there, the log or the state is not.
     #[error("{dir} has an identity but no {missing}/: part of the directory is lost. {REMEDY}")]
     Incomplete {
@@ -189,6 +199,12 @@ pub fn open(dir: &Path, registry: Registry, options: &LogOptions) -> Result<Node
     let identity = Identity::read(dir)
         .map_err(|error| DiskError::Identity { path: dir.to_owned(), error })?
         .ok_or_else(|| DiskError::NotEmpty(dir.to_owned()))?;
+    let names = registry.names();
+    let lacks: Vec<&str> =
+        identity.services.iter().filter(|name| !names.contains(name)).map(String::as_str).collect();
+    if !lacks.is_empty() {
+        return Err(DiskError::Services { dir: dir.to_owned(), lacks: lacks.join(", ") });
+    }
     let parts = [("log", DeltaLog::exists(&dir.join("log"))), ("state", Base::exists(&dir.join("state")))];
     for (missing, exists) in parts {
         if !exists.map_err(|error| DiskError::Io { path: dir.join(missing), error })? {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use openraft::storage::{RaftLogStorage, RaftStateMachine, StorageHelper};
 use openraft::{Raft, RaftSnapshotBuilder as _};
+use quorate_storage::identity::Identity;
 use quorate_storage::node_disk::{self, DiskError, NodeDisk};
 use quorate_storage::raft_types::{SnapshotMeta, TypeConfig, log_id};
 use quorate_storage::snapshot;
@@ -465,6 +466,15 @@ async fn another_format_version_is_refused() {
     std::fs::write(&file, text.replace("\"format_version\": 2", "\"format_version\": 1")).unwrap();
     let text = refusal(open(dir.path())).to_string();
     assert!(text.contains("format version 1") && text.contains("reads version 2"), "{text}");
+}
+
+#[tokio::test]
+async fn a_build_that_lacks_one_of_the_servers_services_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let made_with = Identity { services: vec!["chat".to_owned()], ..identity(1) };
+    node_disk::create(dir.path(), &made_with, None).await.unwrap();
+    let refused = refusal(open(dir.path()));
+    assert!(matches!(&refused, DiskError::Services { lacks, .. } if lacks == "chat"), "{refused}");
 }
 
 #[tokio::test]

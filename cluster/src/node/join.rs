@@ -82,7 +82,8 @@ pub(super) async fn join(options: &NodeOptions) -> Result<(), JoinError> {
 async fn ask(options: &NodeOptions, peer: &str) -> Result<JoinReply, CallError> {
     let route = Route { cluster: [0; 16], from: 0, to: 0 };
     let lane = Lane::new(std::sync::Arc::clone(&options.dial), peer.to_owned(), route);
-    let request = Request::Join(JoinRequest { info: options.info.clone() });
+    let request =
+        Request::Join(JoinRequest { info: options.info.clone(), services: options.registry.names() });
     match lane.call(&request, ATTEMPT).await? {
         Reply::Join(reply) => Ok(reply),
         _ => Err(NodeError::not_applied(Code::Failed, "the peer answered another question").into()),
@@ -100,6 +101,7 @@ async fn create(options: &NodeOptions, reply: JoinReply) -> Result<(), JoinError
         name: options.info.name.clone(),
         format_version: FORMAT_VERSION,
         seeds,
+        services: options.registry.names(),
     };
     node_disk::create(&options.dir, &identity, None).await?;
     tracing::info!(name = %identity.name, node_id = identity.node_id, cluster = %identity.cluster_id, "joined");
@@ -120,9 +122,24 @@ fn check_name(name: &str) -> Result<(), NodeError> {
 }
 
 impl Inner {
+    /// A replica without one of the services would differ from the others, and nobody would see it.
+    fn check_services(&self, has: &[String]) -> Result<(), NodeError> {
+        let mut lacks = self.state.registry().names();
+        lacks.retain(|name| !has.contains(name));
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        let text = format!(
+            "its program lacks services that this cluster runs: {}. Start it with the program that runs the other servers",
+            lacks.join(", ")
+        );
+        Err(NodeError::not_applied(Code::Refused, text))
+    }
+
     /// Gives a joining server a node id. On the primary.
     pub(super) async fn admit(&self, request: JoinRequest) -> Result<JoinReply, NodeError> {
         check_name(&request.info.name)?;
+        self.check_services(&request.services)?;
         self.check_name_free(&request.info, 0)?;
         let node_id = self.allocate_node_id(&request.info.name).await?;
         let peers = self.members().into_values().map(|info| info.peer).collect();

@@ -129,7 +129,7 @@ async fn ordered_requests_are_handled_and_answered_in_order() {
 async fn cluster_and_target_are_checked_on_every_request() {
     let server = Server::start().await;
     let (other, nobody) = ([8; 16], [0; 16]);
-    let join = || Request::Join(JoinRequest { info: NodeInfo::default() });
+    let join = || Request::Join(JoinRequest { info: NodeInfo::default(), services: Vec::new() });
     let cases = [
         (ROUTE, QUICK, None),
         (Route { cluster: other, ..ROUTE }, QUICK, Some("two clusters' addresses are mixed up")),

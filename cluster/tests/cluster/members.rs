@@ -276,20 +276,26 @@ async fn a_primary_that_is_removed_hands_over_first() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_or_address_that_is_in_use_is_not_given_away() {
+async fn who_has_anothers_name_or_address_or_lacks_a_service_does_not_join() {
     let cluster = Cluster::start_three().await;
     let route = Route { cluster: [0; 16], from: 0, to: 0 };
     let before = cluster.node("S1").cluster_status().await.unwrap().membership;
-    for (name, address) in [("S3", "127.0.0.1:1".to_owned()), ("S9", cluster.address("S3"))] {
+    let free = || "127.0.0.1:1".to_owned();
+    for (name, address, service, cause) in [
+        ("S3", free(), "tally", "live member already"),
+        ("S9", cluster.address("S3"), "tally", "live member already"),
+        ("S9", free(), "chat", "lacks services that this cluster runs: tally"),
+    ] {
         let mut info = cluster.info("S3");
         (info.name, info.peer) = (name.to_owned(), address);
         // Any server may be asked.
         for asked in cluster.names() {
             let lane = Lane::new(Arc::new(TcpDial), cluster.address(&asked), route);
-            let request = Request::Join(JoinRequest { info: info.clone() });
+            let request =
+                Request::Join(JoinRequest { info: info.clone(), services: vec![service.to_owned()] });
             match lane.call(&request, Duration::from_secs(5)).await {
                 Err(CallError::Peer(e)) if e.code == Code::Refused => {
-                    assert!(e.detail.contains("live member already"), "{e}");
+                    assert!(e.detail.contains(cause), "{e}");
                 }
                 other => panic!("{name} through {asked}: {other:?}"),
             }

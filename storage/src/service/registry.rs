@@ -50,6 +50,11 @@ impl Registry {
         self.services.iter().find(|service| service.name() == name)
     }
 
+    /// Their names, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.iter().map(|service| service.name().to_owned()).collect()
+    }
+
     /// All services, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn ErasedService>> {
         self.services.iter()

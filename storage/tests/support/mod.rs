@@ -163,6 +163,7 @@ pub(crate) fn identity(node_id: u64) -> Identity {
         name: format!("S{node_id}"),
         format_version: quorate_storage::FORMAT_VERSION,
         seeds: vec!["127.0.0.1:9001".to_owned()],
+        services: registry().names(),
     }
 }
 

@@ -113,6 +113,7 @@ impl Cluster {
             name: "S1".to_owned(),
             format_version: FORMAT_VERSION,
             seeds: Vec::new(),
+            services: Vec::new(),
         };
         let first = cluster.info("S1");
         node_disk::create(&cluster.servers["S1"].dir, &identity, Some(first)).await.unwrap();
