@@ -8,6 +8,9 @@ use quorate_storage::raft_types::Payload;
 use super::{Inner, Node};
 use crate::error::{Code, NodeError};
 
+/// A page holds about this many bytes of commands: as JSON they take several times as much memory.
+const MAX_PAGE_BYTES: usize = 1 << 20;
+
 /// One delta as it stands in the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoggedDelta {
@@ -37,7 +40,8 @@ pub struct LogPage {
 }
 
 impl Node {
-    /// The applied deltas from revision `from` on, at most `limit`; from the oldest kept one if `from` is older.
+    /// The applied deltas from revision `from` on; from the oldest kept one if `from` is older. At most `limit`, and
+    /// fewer when they are long: whoever wants more goes on from `next`.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -60,8 +64,8 @@ impl Inner {
         let from = from.max(oldest);
         let mut index = self.entry_before(from, first, end).map_err(text)?;
         let mut revision = self.state.revision_before(index).map_err(text)?.unwrap_or(0);
-        let mut deltas = Vec::new();
-        while index < end && deltas.len() < limit {
+        let (mut deltas, mut bytes) = (Vec::new(), 0);
+        'page: while index < end && deltas.len() < limit {
             let entries = log.read(index, end).map_err(text)?;
             if entries.is_empty() {
                 break;
@@ -71,11 +75,17 @@ impl Inner {
                 let Payload::Normal(payload) = &entry.payload else {
                     continue;
                 };
-                for delta in delta::decode_entry(&payload.0).map_err(|e| e.to_string())? {
+                for delta in delta::deltas(&payload.0).map_err(|e| e.to_string())?.1 {
+                    let delta = delta.map_err(|e| e.to_string())?;
                     revision += 1;
-                    if revision >= from && deltas.len() < limit {
-                        deltas.push(self.show(revision, &delta));
+                    if revision < from {
+                        continue;
                     }
+                    bytes += delta.body.len();
+                    if deltas.len() == limit || (bytes > MAX_PAGE_BYTES && !deltas.is_empty()) {
+                        break 'page;
+                    }
+                    deltas.push(self.show(revision, &delta));
                 }
             }
         }
