@@ -25,7 +25,7 @@ use quorate_storage::raft_types::{NodeId, NodeInfo, TypeConfig};
 use quorate_storage::service::Registry;
 use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Mutex, RwLock, watch};
 
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
@@ -136,6 +136,8 @@ struct Inner {
     /// nothing in flight whose outcome would be unknown.
     writing: RwLock<()>,
     reads: ReadIndexer,
+    /// Held by who reads a page of the log.
+    log_pages: Arc<Mutex<()>>,
     clock: Arc<dyn Clock>,
     logged_clock: LoggedClock,
     timing: Timing,
@@ -197,6 +199,7 @@ impl Node {
             batcher,
             writing: RwLock::default(),
             reads,
+            log_pages: Arc::default(),
             clock: options.clock,
             logged_clock: LoggedClock::default(),
             timing: options.timing,

@@ -5,10 +5,10 @@ use quorate_cluster::node::{LoggedDelta, Node};
 use crate::support::{Cluster, Options, tally, within};
 
 /// The pages from revision 1 on, each asked for with this limit.
-fn pages(node: &Node, limit: usize) -> Vec<Vec<LoggedDelta>> {
+async fn pages(node: &Node, limit: usize) -> Vec<Vec<LoggedDelta>> {
     let (mut pages, mut next) = (Vec::new(), 1);
     loop {
-        let page = node.log_page(next, limit).unwrap();
+        let page = node.log_page(next, limit).await.unwrap();
         assert!(page.deltas.len() <= limit);
         if page.deltas.is_empty() {
             return pages;
@@ -29,7 +29,7 @@ async fn a_page_of_long_commands_ends_early_and_the_next_goes_on() {
     for n in 3..6 {
         node.propose(put(n), within(10_000)).await.unwrap();
     }
-    let pages = pages(&node, 1000);
+    let pages = pages(&node, 1000).await;
     let revisions: Vec<u64> = pages.iter().flatten().map(|delta| delta.revision).collect();
     assert!(revisions.iter().copied().eq(1..=before + 7), "{revisions:?}");
     let ends: Vec<u64> = pages.iter().map(|page| page.last().unwrap().revision - before).collect();
