@@ -15,6 +15,8 @@ pub const MAX_FRAME: usize = 24 << 20;
 const STRANGER_FRAME: usize = 64 << 10;
 const PREFIX: usize = 8;
 const HEADER: usize = 42;
+/// The longest content that a frame carries.
+pub const MAX_CONTENT: usize = MAX_FRAME - HEADER;
 
 /// A cluster's id.
 pub type ClusterId = [u8; 16];

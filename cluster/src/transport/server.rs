@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::Stream;
-use super::frame::{ClusterId, Frame, FrameReader, Kind, Route};
+use super::frame::{ClusterId, Frame, FrameReader, Kind, MAX_CONTENT, Route};
 use crate::error::{Code, NodeError};
 use crate::message::{Reply, Request};
 
@@ -231,8 +231,18 @@ async fn send_in_order(mut waiting: mpsc::Receiver<Waiting>, outbox: mpsc::Sende
     }
 }
 
+/// A reply that is too long becomes an error: the peer would end the connection, and with it all that is in flight there.
 fn reply_frame(id: u64, route: Route, reply: Result<Reply, NodeError>) -> Frame {
-    Frame { kind: Kind::Reply, id, route, content: codec::encode(&reply).into() }
+    let mut content = codec::encode(&reply);
+    if content.len() > MAX_CONTENT {
+        let text = format!(
+            "the request was applied, but its replies have {} bytes, and one message between servers carries \
+             {MAX_CONTENT}: retry the commands one by one, with the same session and sequence, for their replies",
+            content.len()
+        );
+        content = codec::encode(&Err::<Reply, _>(NodeError::unknown(Code::Failed, text)));
+    }
+    Frame { kind: Kind::Reply, id, route, content: content.into() }
 }
 
 async fn write_replies(
