@@ -1,5 +1,7 @@
 //! Both ends of a lane, over loopback TCP and over streams that a test holds the other end of.
 
+mod strangers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
