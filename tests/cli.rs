@@ -202,6 +202,27 @@ async fn settings_come_from_flags_environment_and_file() {
 }
 
 #[tokio::test]
+async fn a_log_of_several_pages_is_shown_whole() {
+    let cluster = Cluster::start(1).await;
+    let url = format!("{}/v1/register/set", cluster.url("S1"));
+    for name in ["a", "b", "c", "d"] {
+        cluster.http.post(&url, &json!({"name": name, "text": "x".repeat(600_000)})).await.expect("a reply");
+    }
+    let revisions = |run: Run| -> Vec<u64> {
+        let page = run.json();
+        let deltas = page["deltas"].as_array().expect("deltas");
+        deltas.iter().map(|delta| delta["revision"].as_u64().expect("a revision")).collect()
+    };
+    let log = cluster_command(&cluster, &["log", "--from", "1", "--json"]).await;
+    let all = revisions(log.expect(DONE));
+    assert!(all.len() >= 4 && all.iter().copied().eq(1..=all.len() as u64), "{all:?}");
+    let limit = (all.len() - 1).to_string();
+    let run = cluster_command(&cluster, &["log", "--from", "1", "--limit", &limit, "--json"]).await;
+    assert!(run.stderr.contains(&format!("--from {}", all.len())), "{}", run.stderr);
+    assert_eq!(revisions(run), all[..all.len() - 1]);
+}
+
+#[tokio::test]
 async fn the_cluster_is_shown_and_backed_up() {
     let cluster = Cluster::start(1).await;
     client(&cluster, &["add", "41", "--counter", "shown"]).await.expect(DONE);

@@ -152,13 +152,7 @@ async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Err
             let reply = client.cluster().await?;
             Ok(Printed { value: status::render_members(&reply), body: reply.body })
         }
-        ClusterAction::Log { from, limit } => {
-            let reply = client.log(*from, Some(*limit)).await?;
-            if let Some(next) = reply.next.filter(|_| reply.deltas.len() == *limit as usize) {
-                Output::note(&format!("there may be more: --from {next}"));
-            }
-            Ok(Printed { value: status::render_log(&reply), body: reply.body })
-        }
+        ClusterAction::Log { from, limit } => log(client, *from, *limit).await,
         ClusterAction::Promote(change) => change.carry_out(client, MembershipChange::Promote).await,
         ClusterAction::Demote(change) => change.carry_out(client, MembershipChange::Demote).await,
         ClusterAction::Remove(change) => change.carry_out(client, MembershipChange::Remove).await,
@@ -181,6 +175,36 @@ async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Err
             Ok(Printed { value: format!("{name} = {}", status::plain(&value)), body: reply.body })
         }
     }
+}
+
+/// Asks for page after page: a server ends one early when its commands are long.
+async fn log(client: &Client, from: Option<u64>, limit: u32) -> Result<Printed, Error> {
+    let first = client.log(from, Some(limit)).await?;
+    let (mut page, mut body) = (first.data, first.body);
+    while let Some(next) = page.next.filter(|_| page.deltas.len() < limit as usize) {
+        let more = client.log(Some(next), Some(limit - page.deltas.len() as u32)).await?;
+        if more.deltas.is_empty() {
+            break;
+        }
+        body = joined(&body, &more.body);
+        page.next = more.next;
+        page.deltas.extend(more.data.deltas);
+    }
+    if let Some(next) = page.next.filter(|_| page.deltas.len() == limit as usize) {
+        Output::note(&format!("there may be more: --from {next}"));
+    }
+    Ok(Printed { value: status::render_log(&page), body })
+}
+
+/// The bodies of two pages of the log as one: the fields that this version does not know stay.
+fn joined(first: &str, second: &str) -> String {
+    let [mut page, mut more]: [Value; 2] =
+        [first, second].map(|body| serde_json::from_str(body).unwrap_or_default());
+    if let (Some(deltas), Some(rest)) = (page["deltas"].as_array_mut(), more["deltas"].as_array_mut()) {
+        deltas.append(rest);
+    }
+    page["next"] = more["next"].take();
+    page.to_string()
 }
 
 impl Change {

@@ -89,7 +89,7 @@ pub struct LogPage {
     pub deltas: Vec<LoggedDelta>,
     /// The oldest revision that is still kept.
     pub oldest: Option<u64>,
-    /// Where the next page begins, when there is one.
+    /// Where the next page begins.
     pub next: Option<u64>,
 }
 
@@ -139,7 +139,8 @@ impl Client {
         self.get(vec!["v1", "cluster"], Vec::new()).await
     }
 
-    /// The deltas that are still kept, from a revision on.
+    /// The deltas that are still kept, from a revision on. A page may hold fewer than `limit` although there are more,
+    /// when they are long; after the last one comes an empty page.
     pub async fn log(&self, from: Option<u64>, limit: Option<u32>) -> Result<Reply<LogPage>> {
         let from = from.map(|from| ("from", from.to_string()));
         let limit = limit.map(|limit| ("limit", limit.to_string()));

@@ -27,7 +27,7 @@ pub(super) struct LogParams {
 /// `GET /v1/log`
 pub(super) async fn log(State(app): Shared, Query(params): Query<LogParams>) -> Answer {
     let limit = params.limit.unwrap_or(LOG_LIMIT).clamp(1, MAX_LOG_LIMIT);
-    let page = app.node.log_page(params.from.unwrap_or(1), limit)?;
+    let page = app.node.log_page(params.from.unwrap_or(1), limit).await?;
     let deltas: Vec<Value> = page
         .deltas
         .into_iter()

@@ -143,6 +143,8 @@ struct Inner {
     changing: Arc<Mutex<()>>,
     incoming: Incoming,
     reads: ReadIndexer,
+    /// Held by who reads a page of the log.
+    log_pages: Arc<Mutex<()>>,
     clock: Arc<dyn Clock>,
     logged_clock: LoggedClock,
     timing: Timing,
@@ -206,6 +208,7 @@ impl Node {
             changing: Arc::default(),
             incoming: Incoming::default(),
             reads,
+            log_pages: Arc::default(),
             clock: options.clock,
             logged_clock: LoggedClock::default(),
             timing: options.timing,

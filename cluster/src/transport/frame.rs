@@ -15,6 +15,8 @@ pub const MAX_FRAME: usize = 24 << 20;
 const STRANGER_FRAME: usize = 64 << 10;
 const PREFIX: usize = 8;
 const HEADER: usize = 42;
+/// The longest content that a frame carries.
+pub const MAX_CONTENT: usize = MAX_FRAME - HEADER;
 
 /// A cluster's id.
 pub type ClusterId = [u8; 16];
@@ -144,18 +146,40 @@ impl<S: AsyncRead + Unpin> FrameReader<S> {
     /// As [`Frame::decode`], and as the stream gives them.
     pub async fn next(&mut self) -> io::Result<Option<Frame>> {
         loop {
-            if let Some(frame) = Frame::decode(&mut self.buffer)? {
+            if let Some(frame) = self.take()? {
                 return Ok(Some(frame));
             }
-            if let Some(home) = self.home {
-                self.check_stranger(home)?;
+            if !self.fill().await? {
+                return Ok(None);
             }
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                return match self.buffer.is_empty() {
-                    true => Ok(None),
-                    false => Err(io::ErrorKind::UnexpectedEof.into()),
-                };
-            }
+        }
+    }
+
+    /// The next frame, if all of it has been read.
+    ///
+    /// # Errors
+    /// As [`Frame::decode`].
+    pub fn take(&mut self) -> io::Result<Option<Frame>> {
+        if let Some(frame) = Frame::decode(&mut self.buffer)? {
+            return Ok(Some(frame));
+        }
+        if let Some(home) = self.home {
+            self.check_stranger(home)?;
+        }
+        Ok(None)
+    }
+
+    /// Reads what has come; false at the stream's end.
+    ///
+    /// # Errors
+    /// As the stream gives them; `UnexpectedEof` when it ends within a frame.
+    pub async fn fill(&mut self) -> io::Result<bool> {
+        if self.stream.read_buf(&mut self.buffer).await? > 0 {
+            return Ok(true);
+        }
+        match self.buffer.is_empty() {
+            true => Ok(false),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 
@@ -172,14 +196,13 @@ impl<S: AsyncRead + Unpin> FrameReader<S> {
         Err(invalid(format!("a frame of another cluster claims {length} bytes")))
     }
 
-    /// Whether a part of a frame is there: then the rest must follow soon.
-    pub fn in_frame(&self) -> bool {
-        !self.buffer.is_empty()
-    }
-
-    /// How many bytes of an unfinished frame are there.
-    pub fn buffered(&self) -> usize {
-        self.buffer.len()
+    /// How long the frame is whose beginning is there: 0 until its header is, and has been checked. `None` between
+    /// frames.
+    pub fn arriving(&self) -> Option<usize> {
+        match self.buffer.get(..PREFIX + HEADER) {
+            Some(mut header) => Some(header.get_u32_le() as usize),
+            None => (!self.buffer.is_empty()).then_some(0),
+        }
     }
 }
 

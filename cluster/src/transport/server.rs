@@ -1,7 +1,8 @@
 //! The answering end, on `--peer-listen`.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -12,20 +13,24 @@ use quorate_storage::raft_types::NodeId;
 use tokio::io::{AsyncWriteExt as _, WriteHalf};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Stream;
-use super::frame::{ClusterId, Frame, FrameReader, Kind, Route};
+use super::frame::{ClusterId, Frame, FrameReader, Kind, MAX_CONTENT, Route};
 use crate::error::{Code, NodeError};
 use crate::message::{Reply, Request};
 
-/// Connections at once, if the system allows three times as many; more wait in the kernel's queue.
+/// Connections at once, if the system allows three times as many. For one more, the oldest stranger's is ended; without
+/// strangers it waits.
 const MAX_CONNECTIONS: usize = 512;
 /// Requests of one connection that are handled at once.
 const MAX_REQUESTS: usize = 1024;
-/// A frame that was begun must grow within this time, and a new connection must begin one.
-const FRAME_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection without any frame for so long is closed: lanes dial again when they need to.
+/// A frame must have arrived, and a reply must have been taken, within this time and what its length needs. A new
+/// connection must begin a frame within it.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the slowest link that is of use carries: a full append of 4 MiB has a minute.
+const BYTES_PER_SECOND: usize = 64 << 10;
+/// A member's connection without any frame for so long is closed: lanes dial again when they need to.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Replies are gathered into writes of about this size.
 const WRITE_BYTES: usize = 256 << 10;
@@ -60,19 +65,63 @@ pub trait Handler: Send + Sync + 'static {
     ) -> BoxFuture<'a, Ordered>;
 }
 
+/// The connections that have brought no frame of this cluster yet, oldest first: who keeps slots without being a member
+/// must not keep members out.
+#[derive(Clone, Default)]
+pub(super) struct Strangers(Arc<Mutex<BTreeMap<u64, oneshot::Sender<()>>>>);
+
+/// A connection's place among the strangers, until this is dropped.
+pub(super) struct Stranger {
+    number: u64,
+    all: Strangers,
+}
+
+impl Strangers {
+    /// The place of connection `number`, and what tells it to end.
+    pub(super) fn admit(&self, number: u64) -> (Stranger, oneshot::Receiver<()>) {
+        let (end, ended) = oneshot::channel();
+        self.lock().insert(number, end);
+        (Stranger { number, all: self.clone() }, ended)
+    }
+
+    fn end_oldest(&self) {
+        if let Some((_, end)) = self.lock().pop_first() {
+            let _ = end.send(());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, oneshot::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.number);
+    }
+}
+
 /// Accepts connections until `stop` turns true; then closes them all.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     local: Local,
     handler: Arc<H>,
+    stop: watch::Receiver<bool>,
+) {
+    let most = MAX_CONNECTIONS.min((max_connections() / 3).max(1));
+    serve_at_most(most, listener, local, handler, stop).await;
+}
+
+pub(super) async fn serve_at_most<H: Handler>(
+    most: usize,
+    listener: TcpListener,
+    local: Local,
+    handler: Arc<H>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS.min((max_connections() / 3).max(1))));
-    loop {
-        let slot = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
-            slot = Arc::clone(&slots).acquire_owned() => slot,
-        };
+    let slots = Arc::new(Semaphore::new(most));
+    let strangers = Strangers::default();
+    for number in 0.. {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
             accepted = listener.accept() => accepted,
@@ -86,14 +135,23 @@ pub async fn serve<H: Handler>(
                 continue;
             }
         };
+        if slots.available_permits() == 0 {
+            strangers.end_oldest();
+        }
+        let slot = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
         let _ = stream.set_nodelay(true);
         let (handler, mut stop) = (Arc::clone(&handler), stop.clone());
+        let (stranger, ended) = strangers.admit(number);
         tokio::spawn(async move {
             let _slot = slot;
             let peer = stream.peer_addr();
             let served = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => Ok(()),
-                served = connection(Box::new(stream), local, handler) => served,
+                Ok(()) = ended => Err(io::Error::other("its place was needed, and it is no member's")),
+                served = connection(Box::new(stream), local, handler, stranger) => served,
             };
             if let Err(e) = served {
                 tracing::debug!(?peer, error = %e, "a peer's connection ended");
@@ -103,10 +161,16 @@ pub async fn serve<H: Handler>(
 }
 
 /// Serves one connection until it ends.
-async fn connection<H: Handler>(stream: Box<dyn Stream>, local: Local, handler: Arc<H>) -> io::Result<()> {
+pub(super) async fn connection<H: Handler>(
+    stream: Box<dyn Stream>,
+    local: Local,
+    handler: Arc<H>,
+    stranger: Stranger,
+) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(stream);
     let (outbox, replies) = mpsc::channel(MAX_REQUESTS);
-    let requests = read_requests(FrameReader::new(reader).at_home_in(local.cluster), local, handler, outbox);
+    let frames = FrameReader::new(reader).at_home_in(local.cluster);
+    let requests = read_requests(frames, local, handler, outbox, stranger);
     let writing = write_replies(writer, replies);
     tokio::select! {
         ended = requests => ended,
@@ -119,15 +183,18 @@ async fn read_requests<H: Handler, R: tokio::io::AsyncRead + Unpin>(
     local: Local,
     handler: Arc<H>,
     outbox: mpsc::Sender<Frame>,
+    stranger: Stranger,
 ) -> io::Result<()> {
     let slots = Arc::new(Semaphore::new(MAX_REQUESTS));
     let mut pipe = None;
     let (ordered, waiting) = mpsc::channel(MAX_REQUESTS);
     let ordering = tokio::spawn(send_in_order(waiting, outbox.clone()));
     let _stop_ordering = AbortOnDrop(ordering);
-    let mut known = false;
-    while let Some(frame) = next_frame(&mut frames, known).await? {
-        known = true;
+    let mut stranger = Some(stranger);
+    while let Some(frame) = next_frame(&mut frames, stranger.is_none()).await? {
+        if frame.route.cluster == local.cluster {
+            stranger = None;
+        }
         let Frame { kind, id, route, content } = frame;
         let back = Route { cluster: local.cluster, from: local.node, to: route.from };
         let request = match check(route, local, &content) {
@@ -159,30 +226,36 @@ async fn read_requests<H: Handler, R: tokio::io::AsyncRead + Unpin>(
     Ok(())
 }
 
-/// The next frame. A frame that was begun must make progress; a quiet connection may be quiet a while, once its
-/// end is known by a frame.
+/// The next frame; `None` when the connection ended, or was quiet for too long. A member's may be quiet a while.
 async fn next_frame<R: tokio::io::AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
-    known: bool,
+    member: bool,
 ) -> io::Result<Option<Frame>> {
-    let patience = if known { IDLE_TIMEOUT } else { FRAME_TIMEOUT };
-    let mut quiet = Duration::ZERO;
+    let patience = if member { IDLE_TIMEOUT } else { FRAME_TIMEOUT };
+    let quiet_since = Instant::now();
+    let mut begun = None;
     loop {
-        let before = frames.buffered();
-        match timeout(FRAME_TIMEOUT, frames.next()).await {
-            Ok(frame) => return frame,
-            Err(_) if frames.in_frame() && frames.buffered() == before => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame stopped half way"));
+        if let Some(frame) = frames.take()? {
+            return Ok(Some(frame));
+        }
+        let until = match frames.arriving() {
+            Some(length) => *begun.get_or_insert_with(Instant::now) + time_for(length),
+            None => quiet_since + patience,
+        };
+        match timeout_at(until, frames.fill()).await {
+            Ok(Ok(true)) => {}
+            Ok(ended) => return ended.map(|_| None),
+            Err(_) if begun.is_some() => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "a frame took too long"));
             }
-            Err(_) if frames.in_frame() => {}
-            Err(_) => {
-                quiet += FRAME_TIMEOUT;
-                if quiet >= patience {
-                    return Ok(None);
-                }
-            }
+            Err(_) => return Ok(None),
         }
     }
+}
+
+/// How long so many bytes may take on their way.
+fn time_for(bytes: usize) -> Duration {
+    FRAME_TIMEOUT + Duration::from_secs((bytes / BYTES_PER_SECOND) as u64)
 }
 
 /// Checks cluster and target, and decodes. A server that joins knows neither.
@@ -233,8 +306,18 @@ async fn send_in_order(mut waiting: mpsc::Receiver<Waiting>, outbox: mpsc::Sende
     }
 }
 
+/// A reply that is too long becomes an error: the peer would end the connection, and with it all that is in flight there.
 fn reply_frame(id: u64, route: Route, reply: Result<Reply, NodeError>) -> Frame {
-    Frame { kind: Kind::Reply, id, route, content: codec::encode(&reply).into() }
+    let mut content = codec::encode(&reply);
+    if content.len() > MAX_CONTENT {
+        let text = format!(
+            "the request was applied, but its replies have {} bytes, and one message between servers carries \
+             {MAX_CONTENT}: retry the commands one by one, with the same session and sequence, for their replies",
+            content.len()
+        );
+        content = codec::encode(&Err::<Reply, _>(NodeError::unknown(Code::Failed, text)));
+    }
+    Frame { kind: Kind::Reply, id, route, content: content.into() }
 }
 
 async fn write_replies(
@@ -251,7 +334,9 @@ async fn write_replies(
                 Err(_) => break,
             }
         }
-        writer.write_all(&buffer).await?;
+        let written = timeout(time_for(buffer.len()), writer.write_all(&buffer)).await;
+        written
+            .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "the peer does not take its replies"))??;
     }
     Ok(())
 }

@@ -1,22 +1,25 @@
 //! Both ends of a lane, over loopback TCP and over streams that a test holds the other end of.
 
+mod strangers;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use quorate_storage::codec;
+use quorate_storage::delta::{Command, DeltaResult, Outcome};
 use quorate_storage::raft_types::{NodeId, NodeInfo, log_id};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use super::frame::{Frame, FrameReader, Kind, Route};
+use super::frame::{Frame, FrameReader, Kind, MAX_FRAME, Route};
 use super::lane::{CallError, Lane, PendingReply};
 use super::server::{Handler, Local, Ordered, serve};
 use super::*;
-use crate::error::{Code, NodeError};
+use crate::error::{Attempt, Code, NodeError};
 use crate::message::{JoinRequest, Reply, Request};
 
 const LOCAL: Local = Local { cluster: [7; 16], node: 2 };
@@ -38,8 +41,15 @@ impl Handler for Gate {
     fn handle(&self, from: NodeId, request: Request) -> BoxFuture<'_, Result<Reply, NodeError>> {
         Box::pin(async move {
             assert_eq!(from, ROUTE.from);
-            if let Request::ReadIndex { lease: true } = request {
-                self.open.notified().await;
+            match request {
+                Request::ReadIndex { lease: true } => self.open.notified().await,
+                // Each command is its own reply, twice.
+                Request::Propose(commands) => {
+                    let outcome = |c: Command| Outcome { revision: 1, result: DeltaResult::Reply(c.body) };
+                    let outcomes: Vec<_> = commands.into_iter().map(outcome).collect();
+                    return Ok(Reply::Propose([outcomes.clone(), outcomes].concat()));
+                }
+                _ => {}
             }
             Ok(Reply::ReadIndex(None))
         })
@@ -175,6 +185,21 @@ async fn a_malformed_request_is_refused_and_the_connection_goes_on() {
     let replies = replies.map(|frame| codec::decode::<Result<Reply, NodeError>>(&frame.content).unwrap());
     assert!(replies[0].as_ref().is_err_and(|e| e.detail.contains("malformed request")), "{replies:?}");
     assert!(replies[1].is_ok(), "{replies:?}");
+}
+
+#[tokio::test]
+async fn a_reply_that_no_frame_carries_is_an_error_and_the_connection_goes_on() {
+    let server = Server::start().await;
+    let lane = server.lane(ROUTE);
+    let slow = lane.send(Kind::Request, &SLOW).unwrap();
+    let propose = |bytes: usize| Request::Propose(vec![Command::sessionless("echo", vec![0; bytes])]);
+    let reply = lane.call(&propose(MAX_FRAME / 2), LIMIT).await;
+    let Err(CallError::Peer(error)) = reply else { panic!("{reply:?}") };
+    assert_eq!((error.code, error.attempt), (Code::Failed, Attempt::Unknown));
+    assert!(error.detail.contains("was applied") && error.detail.contains("one by one"), "{error}");
+    lane.call(&propose(MAX_FRAME / 2 - 1000), LIMIT).await.unwrap();
+    server.gate.notify_one();
+    slow.within(LIMIT).await.expect("what was in flight beside it is not lost");
 }
 
 /// Three connections that are of no use: garbage, half a frame, and nothing at all.

@@ -5,6 +5,7 @@
 mod support;
 
 mod elections;
+mod log;
 mod members;
 mod partitions;
 mod proposer;

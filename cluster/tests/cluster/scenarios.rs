@@ -69,7 +69,7 @@ impl Scenario {
         scenario.cluster.converge().await;
         summary.check(&scenario.cluster.nodes);
         attempts.check(&scenario.cluster.nodes);
-        scenario.check_log();
+        scenario.check_log().await;
         assert!(summary.adds > 0, "nothing was done");
         scenario.cluster.finish().await;
         format!("{events} events, {} adds, {:?}", summary.adds, summary.reads)
@@ -131,9 +131,9 @@ impl Scenario {
         }
     }
 
-    fn check_log(&self) {
+    async fn check_log(&self) {
         for node in self.cluster.nodes.all() {
-            let deltas = node.log_page(1, 100_000).unwrap().deltas;
+            let deltas = node.log_page(1, 100_000).await.unwrap().deltas;
             for pair in deltas.windows(2) {
                 assert_eq!(pair[0].revision + 1, pair[1].revision);
                 assert!(pair[0].time <= pair[1].time, "logged time goes back on {}: {pair:?}", node.name());

@@ -14,8 +14,8 @@ async fn logged(node: &Node) -> u64 {
 }
 
 /// The times in the log itself never go backwards either.
-fn check_log(node: &Node) {
-    let deltas = node.log_page(1, 10_000).unwrap().deltas;
+async fn check_log(node: &Node) {
+    let deltas = node.log_page(1, 10_000).await.unwrap().deltas;
     assert!(!deltas.is_empty());
     for pair in deltas.windows(2) {
         assert!(pair[0].time <= pair[1].time, "{pair:?}");
@@ -44,7 +44,9 @@ async fn logged_time_goes_on_when_a_primary_with_a_clock_behind_takes_over() {
         eventually("it is ready again", async || cluster.node(&old).ready()).await;
     }
     cluster.converge().await;
-    cluster.nodes.all().iter().for_each(check_log);
+    for node in cluster.nodes.all() {
+        check_log(&node).await;
+    }
     cluster.finish().await;
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use super::{Applied, State, blocking, damaged, to_the_end};
+use super::{Applied, Positions, State, blocking, damaged, to_the_end};
 use crate::files;
 use crate::machine::Machine;
 use crate::snapshot;
@@ -78,8 +78,9 @@ impl State {
         let machine = Machine::new(self.shared.registry.clone(), rows, meta.clone()).map_err(damaged)?;
         let old = std::mem::replace(&mut *self.machine()?, machine);
         *self.shared.last_flush.lock().unwrap_or_else(PoisonError::into_inner) = meta.clone();
-        self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner).after.clear();
-        self.shared.applied.send_replace(Applied { log_id: meta.applied, revision: meta.revision });
+        let applied = Applied { log_id: meta.applied, revision: meta.revision };
+        *self.positions() = Positions::at(&applied);
+        self.shared.applied.send_replace(applied);
         self.shared.room.notify_waiters();
         let dir = self.shared.dir.clone();
         blocking(move || {

@@ -9,6 +9,7 @@
 
 mod adapter;
 mod install;
+mod positions;
 
 use std::fs::File;
 use std::io;
@@ -18,6 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 
 pub use self::adapter::{SnapshotHandle, StateMachine};
+pub use self::positions::Place;
+use self::positions::Positions;
 use crate::delta::Outcome;
 use crate::files;
 use crate::log::DeltaLog;
@@ -100,16 +103,6 @@ struct Shared {
     positions: Mutex<Positions>,
 }
 
-/// Which revisions the entries that this process applied hold: for reading the log by revision.
-#[derive(Default)]
-struct Positions {
-    /// `(log index, revision after it)`, ascending; the oldest fall out.
-    after: std::collections::VecDeque<(u64, u64)>,
-}
-
-/// Entries whose revisions are remembered. More than the log keeps behind a flush, usually.
-const MAX_POSITIONS: usize = 1 << 18;
-
 impl State {
     /// The state over the tables in `dir`, as `flushed` found them.
     ///
@@ -120,6 +113,7 @@ impl State {
         let applied = Applied { log_id: meta.applied, revision: meta.revision };
         let machine =
             Machine::new(registry.clone(), Rows::new(base, meta.hash), meta.clone()).map_err(damaged)?;
+        let positions = Mutex::new(Positions::at(&applied));
         Ok(Self {
             shared: Arc::new(Shared {
                 dir: dir.to_owned(),
@@ -132,7 +126,7 @@ impl State {
                 applied: watch::Sender::new(applied),
                 flush_wanted: Notify::new(),
                 room: Notify::new(),
-                positions: Mutex::default(),
+                positions,
             }),
         })
     }
@@ -187,46 +181,6 @@ impl State {
         self.shared.flush_wanted.notified().await;
     }
 
-    /// The revision before log entry `index`, if it can be told from what this process has applied.
-    ///
-    /// # Errors
-    /// When the log cannot be read.
-    pub fn revision_before(&self, index: u64) -> io::Result<Option<u64>> {
-        let known = {
-            let positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = positions.after.partition_point(|&(i, _)| i < index);
-            match at.checked_sub(1).and_then(|at| positions.after.get(at)) {
-                Some(&(_, revision)) => return Ok(Some(revision)),
-                None => positions.after.front().copied(),
-            }
-        };
-        // Older than what is remembered: count backwards from the first known place.
-        let (end, mut revision) = match known {
-            Some((at, after)) => (at + 1, after),
-            None => {
-                let applied = self.shared.applied.borrow().clone();
-                (applied.log_id.map_or(0, |id| id.index + 1), applied.revision)
-            }
-        };
-        if index >= end {
-            return Ok((index == end).then_some(revision));
-        }
-        let mut from = index;
-        let mut count = 0;
-        while from < end {
-            let entries = self.shared.log.read(from, end)?;
-            let Some(last) = entries.last() else { return Ok(None) };
-            from = last.log_id.index + 1;
-            for entry in &entries {
-                if let Payload::Normal(deltas) = &entry.payload {
-                    count += crate::delta::decode_entry(&deltas.0).map_err(damaged)?.len() as u64;
-                }
-            }
-        }
-        revision = revision.saturating_sub(count);
-        Ok(Some(revision))
-    }
-
     /// Applies one entry; waits for a flush while the overlay is full.
     pub(super) async fn apply(&self, log_id: LogId, payload: &Payload) -> io::Result<Vec<Outcome>> {
         loop {
@@ -245,12 +199,7 @@ impl State {
             let outcomes = machine.apply_entry(log_id, payload).map_err(damaged)?;
             (outcomes, machine.revision())
         };
-        let mut positions = self.shared.positions.lock().unwrap_or_else(PoisonError::into_inner);
-        if positions.after.len() == MAX_POSITIONS {
-            positions.after.pop_front();
-        }
-        positions.after.push_back((log_id.index, revision));
-        drop(positions);
+        self.positions().push(log_id.index, revision);
         self.shared.applied.send_replace(Applied { log_id: Some(log_id), revision });
         Ok(outcomes)
     }
