@@ -1,5 +1,7 @@
 //! `quorate client console`: the same commands as on the command line, with history, completion and help.
 
+use std::io::IsTerminal as _;
+
 use clap::{CommandFactory, Parser, Subcommand};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -57,7 +59,9 @@ pub(crate) fn run(
         // The first time there is none yet.
         let _ = editor.load_history(file);
     }
-    Output::note(WELCOME);
+    if std::io::stdin().is_terminal() {
+        Output::note(WELCOME);
+    }
     let result = read_lines(&mut editor, runtime, client, defaults, connection);
     runtime.block_on(close(client));
     if let Some(file) = &history
@@ -75,12 +79,20 @@ fn read_lines(
     defaults: &Defaults,
     connection: &Connection,
 ) -> Result<Exit, CliError> {
+    // A script that pipes its lines learns by the exit code that one of them failed: the first one's.
+    let mut ended = Exit::Done;
+    let mut failed = |exit| {
+        if ended == Exit::Done && !std::io::stdin().is_terminal() {
+            ended = exit;
+        }
+        ended
+    };
     loop {
         let line = match editor.readline("quorate> ") {
             Ok(line) => line,
             // Ctrl-C drops the line; the console goes on.
             Err(ReadlineError::Interrupted) => continue,
-            Err(ReadlineError::Eof) => return Ok(Exit::Done),
+            Err(ReadlineError::Eof) => return Ok(failed(Exit::Done)),
             Err(error) => return Err(CliError::failed(format!("cannot read the next line: {error}"))),
         };
         let words = match words::split(&line) {
@@ -88,18 +100,39 @@ fn read_lines(
             Ok(words) => words,
             Err(cause) => {
                 Output::note(&cause);
+                failed(Exit::Usage);
                 continue;
             }
         };
         match Line::try_parse_from(words) {
-            Ok(Line { action: LineAction::Quit, .. }) => return Ok(Exit::Done),
+            Ok(Line { action: LineAction::Quit, .. }) => return Ok(failed(Exit::Done)),
             Ok(line) => {
-                if let Err(error) = runtime.block_on(perform(client, line, defaults, connection)) {
+                if let Err(error) = runtime.block_on(interruptible(client, line, defaults, connection)) {
                     Output::note(&error.message);
+                    failed(error.exit);
                 }
             }
             // Help and mistakes alike: clap has the words.
-            Err(error) => Output::note(error.render().to_string().trim_end()),
+            Err(error) => {
+                Output::note(error.render().to_string().trim_end());
+                failed(if error.use_stderr() { Exit::Usage } else { Exit::Done });
+            }
+        }
+    }
+}
+
+/// Ctrl-C gives the command up, not the console.
+async fn interruptible(
+    client: &Client,
+    line: Line,
+    defaults: &Defaults,
+    connection: &Connection,
+) -> Result<Exit, CliError> {
+    tokio::select! {
+        done = perform(client, line, defaults, connection) => done,
+        _ = tokio::signal::ctrl_c() => {
+            let message = "given up; if it was a change, its outcome is unknown".to_owned();
+            Err(CliError { exit: Exit::Unknown, message })
         }
     }
 }

@@ -30,6 +30,7 @@ pub(crate) async fn run(
 ) -> Result<Exit, CliError> {
     let mut watch = client.watch(&arguments.service, arguments.topic.as_deref(), arguments.from);
     let mut left = arguments.count.unwrap_or(u64::MAX);
+    let mut last = None;
     while left > 0 {
         let event = tokio::select! {
             event = watch.next() => event,
@@ -39,9 +40,13 @@ pub(crate) async fn run(
             Ok(event) => event,
             Err(error) => {
                 connection.output().refusal(&error)?;
+                if let Some(last) = last {
+                    Output::note(&format!("the watch goes on behind what it has shown with --from {last}"));
+                }
                 return Err(error.into());
             }
         };
+        last = Some(event.position);
         let line = if connection.json {
             let id = event.position.to_string();
             json!({"id": id, "event": event.topic, "data": event.data}).to_string()
