@@ -191,6 +191,7 @@ mod tests {
             name: "S1".to_owned(),
             format_version: FORMAT_VERSION,
             seeds: Vec::new(),
+            services: Vec::new(),
         };
         node_disk::create(&dir, &identity, Some(NodeInfo::default())).await.unwrap();
         let mut disk = open(&dir);
