@@ -1,27 +1,31 @@
-//! Connections: how many there are, and which one goes when there are too many.
+//! Connections: how many there are, and which ones go: those of clients that do not say anything for too long, and, when
+//! there are too many, the one that has waited longest for its client's next request. So clients that open connections
+//! and say nothing, or half of something, keep nobody out.
 //!
-//! When no slot is free, the connection that has waited longest for its client's next request is ended. So clients
-//! that open connections and say nothing, or half of something, keep nobody out.
+//! All of that is done from outside, by whoever accepts: a connection itself looks at no clock and waits for nothing but
+//! its client, because what it does it does for each request.
 
-use std::convert::Infallible;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
+use axum::http::header::{CONNECTION, HeaderValue};
 use axum::http::{Method, Request};
 use axum::response::{IntoResponse as _, Response};
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use quorate_storage::node_disk::max_connections;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
@@ -31,8 +35,10 @@ use super::{App, gateway, problem};
 const MAX_CONNECTIONS: usize = 4096;
 /// With so many connections on the node's own thread, others go elsewhere.
 const MANY: usize = 80;
+/// Idle connections are looked at so often.
+const TICK: Duration = Duration::from_secs(1);
 /// From a connection's opening, or the last reply, to the end of the next request's header.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+const HEADER_TICKS: u64 = 60;
 /// At the end, requests that are under way have this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -41,16 +47,20 @@ pub(super) async fn serve(
     listener: TcpListener,
     app: Arc<App>,
     router: Router,
-    stop: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let most = MAX_CONNECTIONS.min((max_connections() / 3 * 2).max(1));
     let slots = Arc::new(Semaphore::new(most));
     let threads = Threads::start()?;
-    let crowd = Arc::new(Notify::new());
-    let mut stopping = stop.clone();
+    let lines = Arc::new(Lines::default());
+    let mut ticks = tokio::time::interval(TICK);
     loop {
         let accepted = tokio::select! {
-            () = stopped(&mut stopping) => break,
+            () = stopped(&mut stop) => break,
+            _ = ticks.tick() => {
+                lines.end_silent();
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -62,23 +72,35 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        if slots.available_permits() == 0 {
-            crowd.notify_one();
-        }
         let slot = tokio::select! {
-            () = stopped(&mut stopping) => break,
-            slot = Arc::clone(&slots).acquire_owned() => slot.map_err(io::Error::other)?,
+            () = stopped(&mut stop) => break,
+            slot = lines.room(&slots) => slot?,
         };
-        let (app, router, crowd) = (Arc::clone(&app), router.clone(), Arc::clone(&crowd));
-        let stop = stop.clone();
-        threads.spawn(stream, async move |stream| {
-            connection(stream, app, router, crowd, stop).await;
-            drop(slot);
+        let (app, router) = (Arc::clone(&app), router.clone());
+        lines.open(|line| {
+            threads.spawn(stream, async move |stream| {
+                connection(stream, app, router, line).await;
+                drop(slot);
+            })
         });
     }
     drop(listener);
-    // All slots come back when the last connection has ended.
-    let _ = timeout(DRAIN_TIMEOUT, slots.acquire_many(most as u32)).await;
+    let drained = async {
+        lines.watched.store(true, Ordering::Relaxed);
+        // All slots come back when the last connection has ended.
+        let all = slots.acquire_many(most as u32);
+        let mut all = std::pin::pin!(all);
+        loop {
+            let changed = lines.changed.notified();
+            lines.end_idle();
+            tokio::select! {
+                _ = &mut all => return,
+                () = changed => {}
+            }
+        }
+    };
+    let _ = timeout(DRAIN_TIMEOUT, drained).await;
+    lines.end_all();
     threads.edge.shutdown_background();
     Ok(())
 }
@@ -98,76 +120,83 @@ impl Threads {
         Ok(Self { edge, live: Default::default() })
     }
 
-    fn spawn<F>(&self, stream: TcpStream, serve: impl FnOnce(TcpStream) -> F + Send + 'static)
+    fn spawn<F>(&self, stream: TcpStream, serve: impl FnOnce(TcpStream) -> F + Send + 'static) -> AbortHandle
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let [here, edge] = &self.live;
         let here_now = here.load(Ordering::Relaxed);
         let away = here_now >= MANY && edge.load(Ordering::Relaxed) < here_now;
-        let live = Arc::clone(if away { edge } else { here });
-        live.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted::one_more(if away { edge } else { here });
         if !away {
-            tokio::spawn(async move {
+            let task = tokio::spawn(async move {
                 serve(stream).await;
-                live.fetch_sub(1, Ordering::Relaxed);
+                drop(counted);
             });
-            return;
+            return task.abort_handle();
         }
-        self.edge.spawn(async move {
+        let task = self.edge.spawn(async move {
             // A stream belongs to the runtime that it was made in.
             match stream.into_std().and_then(TcpStream::from_std) {
                 Ok(stream) => serve(stream).await,
                 Err(e) => tracing::warn!(error = %e, "cannot hand a connection over"),
             }
-            live.fetch_sub(1, Ordering::Relaxed);
+            drop(counted);
         });
+        task.abort_handle()
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    app: Arc<App>,
-    router: Router,
-    crowd: Arc<Notify>,
-    mut stop: watch::Receiver<bool>,
-) {
+/// One in a count, whatever its end.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn one_more(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn connection(stream: TcpStream, app: Arc<App>, router: Router, line: OpenLine) {
     let _ = stream.set_nodelay(true);
-    let work = Arc::new(Work::default());
-    let counted = Arc::clone(&work);
+    let line = Arc::new(line);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let under_way = UnderWay::begin(&counted);
-        // Here and not in a layer, which would box every request's future once more.
-        app.requests.fetch_add(1, Ordering::Relaxed);
+        let under_way = UnderWay::begin(&line);
         let (app, router) = (Arc::clone(&app), router.clone());
         async move {
-            let response = answer(&app, router, request.map(Body::new)).await;
+            let under_way = under_way.ok_or(Ended)?;
+            // Here and not in a layer, which would box every request's future once more.
+            app.requests.fetch_add(1, Ordering::Relaxed);
+            let mut response = answer(&app, router, request.map(Body::new)).await;
             if response.status().is_server_error() {
                 app.errors.fetch_add(1, Ordering::Relaxed);
             }
-            Ok::<_, Infallible>(response.map(|body| Answering { body, _under_way: under_way }))
+            if app.node.draining() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Ended>(response.map(|body| Answering { body, _under_way: under_way }))
         }
     });
-    let serving = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+    // An error here is the client's: it went away, or sent what is not HTTP and was told so.
+    let _ = hyper::server::conn::http1::Builder::new()
+        // `Lines` sees to that: a timer would be set for each request.
+        .header_read_timeout(None)
         // Answers are small: one copy costs less than a vectored write.
         .writev(false)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut serving = std::pin::pin!(serving);
-    tokio::select! {
-        biased;
-        // An error here is the client's: it went away, or sent what is not HTTP and was told so.
-        _ = serving.as_mut() => {}
-        () = work.idle_in(&crowd) => {}
-        () = stopped(&mut stop) => {
-            if work.under_way() {
-                serving.as_mut().graceful_shutdown();
-                let _ = timeout(DRAIN_TIMEOUT, serving).await;
-            }
-        }
-    }
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
+
+/// The connection was ended before this request came.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was ended")]
+struct Ended;
 
 /// Commands and queries go straight to the gateway, all else through the router.
 async fn answer(app: &App, router: Router, request: Request<Body>) -> Response {
@@ -189,49 +218,141 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// What a connection carries.
+/// All open connections.
 #[derive(Default)]
-struct Work {
-    requests: AtomicUsize,
-    done: Notify,
+struct Lines {
+    /// In the order in which they were opened.
+    open: Mutex<BTreeMap<u64, (Arc<Line>, AbortHandle)>>,
+    opened: AtomicU64,
+    ticks: AtomicU64,
+    /// Whether somebody waits for `changed`.
+    watched: AtomicBool,
+    /// A request has ended.
+    changed: Notify,
 }
 
-impl Work {
-    fn under_way(&self) -> bool {
-        self.requests.load(Ordering::Relaxed) > 0
+/// One connection, as others see it.
+#[derive(Default)]
+struct Line {
+    /// Requests under way, of which an end of the connection makes [`ENDED`].
+    requests: AtomicUsize,
+    /// The tick of its opening, or of the last answer.
+    idle_since: AtomicU64,
+}
+
+const ENDED: usize = 1 << 32;
+
+impl Line {
+    /// Ends the connection unless a request is under way.
+    fn end_idle(&self, task: &AbortHandle) -> bool {
+        let idle = self.requests.compare_exchange(0, ENDED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if idle {
+            task.abort();
+        }
+        idle
+    }
+}
+
+impl Lines {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<u64, (Arc<Line>, AbortHandle)>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the server is crowded, and it is this connection that goes.
-    async fn idle_in(&self, crowd: &Notify) {
+    fn open(self: &Arc<Self>, spawn: impl FnOnce(OpenLine) -> AbortHandle) {
+        let line = Arc::new(Line::default());
+        line.idle_since.store(self.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        // Its end waits until it is in the list.
+        let mut all = self.all();
+        let task = spawn(OpenLine { number, line: Arc::clone(&line), lines: Arc::clone(self) });
+        all.insert(number, (line, task));
+    }
+
+    /// A slot for one more connection; the one that has been idle longest makes room.
+    async fn room(&self, slots: &Arc<Semaphore>) -> io::Result<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+            return Ok(slot);
+        }
+        self.watched.store(true, Ordering::Relaxed);
+        let slot = Arc::clone(slots).acquire_owned();
+        let mut slot = std::pin::pin!(slot);
         loop {
-            // Those that wait are woken in the order in which they came.
-            crowd.notified().await;
-            if !self.under_way() {
-                return;
+            let changed = self.changed.notified();
+            let one = self.end_idlest();
+            tokio::select! {
+                slot = &mut slot => {
+                    self.watched.store(false, Ordering::Relaxed);
+                    return slot.map_err(io::Error::other);
+                }
+                () = changed, if !one => {}
             }
-            crowd.notify_one();
-            let done = self.done.notified();
-            if self.under_way() {
-                done.await;
+        }
+    }
+
+    fn end_idlest(&self) -> bool {
+        let all = self.all();
+        let mut by_age: Vec<_> =
+            all.values().map(|open| (open.0.idle_since.load(Ordering::Relaxed), open)).collect();
+        // Stable: of equals the one that was opened first.
+        by_age.sort_by_key(|(since, _)| *since);
+        by_age.iter().any(|(_, (line, task))| line.end_idle(task))
+    }
+
+    fn end_idle(&self) {
+        for (line, task) in self.all().values() {
+            line.end_idle(task);
+        }
+    }
+
+    /// A tick has passed: those end whose client has not said anything for too long.
+    fn end_silent(&self) {
+        let now = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
+        for (line, task) in self.all().values() {
+            if line.idle_since.load(Ordering::Relaxed) + HEADER_TICKS < now {
+                line.end_idle(task);
             }
+        }
+    }
+
+    fn end_all(&self) {
+        for (_, task) in self.all().values() {
+            task.abort();
         }
     }
 }
 
+/// In the list of all, until the connection's end.
+struct OpenLine {
+    number: u64,
+    line: Arc<Line>,
+    lines: Arc<Lines>,
+}
+
+impl Drop for OpenLine {
+    fn drop(&mut self) {
+        self.lines.all().remove(&self.number);
+    }
+}
+
 /// A request, until the last byte of its answer is handed over.
-struct UnderWay(Arc<Work>);
+struct UnderWay(Arc<OpenLine>);
 
 impl UnderWay {
-    fn begin(work: &Arc<Work>) -> Self {
-        work.requests.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(work))
+    /// `None` when the connection has been ended.
+    fn begin(open: &Arc<OpenLine>) -> Option<Self> {
+        let before = open.line.requests.fetch_add(1, Ordering::AcqRel);
+        (before < ENDED).then(|| Self(Arc::clone(open)))
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
-        self.0.done.notify_waiters();
+        let OpenLine { line, lines, .. } = &*self.0;
+        line.idle_since.store(lines.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
+        line.requests.fetch_sub(1, Ordering::AcqRel);
+        if lines.watched.load(Ordering::Relaxed) {
+            lines.changed.notify_one();
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, Uri};
 use quorate_cluster::node::{Node, ReadLevel};
 use quorate_storage::delta::{Command, DeltaResult, MAX_DELTAS_PER_ENTRY, Outcome};
 use quorate_storage::machine::QueryError;
-use quorate_storage::service::{BadRequest, ErasedService};
+use quorate_storage::service::{BadRequest, EncodedCommands, ErasedService};
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -97,21 +97,25 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let body = app.bodies.read(request.into_body()).await?;
     let large = body.len() > LARGE;
     let node = app.node.clone();
-    let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
+    let (commands, services) = aside(&app, large, move || parse_batch(&node, session, &body)).await?;
     primary(&app).await?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
     let node = app.node.clone();
-    aside(large, move || replies_json(&node, &services, &outcomes)).await.map_err(Problem::unknown).map(json)
+    let replies = aside(&app, large, move || replies_json(&node, &services, &outcomes)).await;
+    replies.map_err(Problem::unknown).map(json)
 }
 
 /// Does what takes long on another thread: a node that is busy with JSON sends no heartbeats.
 async fn aside<R: Send + 'static>(
+    app: &App,
     large: bool,
     work: impl FnOnce() -> Result<R, Problem> + Send + 'static,
 ) -> Result<R, Problem> {
     if !large {
         return work();
     }
+    // More threads at once than there are cores to spare would only take turns.
+    let _turn = app.aside.acquire().await;
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Problem::new(500, "failed", e.to_string())))
 }
@@ -119,12 +123,19 @@ async fn aside<R: Send + 'static>(
 fn replies_json(node: &Node, services: &[&'static str], outcomes: &[Outcome]) -> Result<Vec<u8>, Problem> {
     let mut out = Vec::with_capacity(outcomes.len() * 64);
     out.push(b'[');
-    for (outcome, service) in outcomes.iter().zip(services) {
+    let mut last: Option<(&str, &Arc<dyn ErasedService>)> = None;
+    for (outcome, &name) in outcomes.iter().zip(services) {
         if out.len() > 1 {
             out.push(b',');
         }
+        let service = match last {
+            // Mostly the same; then it is the same text, too.
+            Some((same, service)) if std::ptr::eq(same, name) => service,
+            _ => find(node, name)?,
+        };
+        last = Some((name, service));
         match Problem::of_result(&outcome.result) {
-            None => push_reply(&**find(node, service)?, outcome, &mut out)?,
+            None => push_reply(&**service, outcome, &mut out)?,
             Some(problem) => {
                 let refused = serde_json::json!({ "refused": problem.to_value() });
                 out.extend_from_slice(refused.to_string().as_bytes());
@@ -142,6 +153,13 @@ fn parse_batch(
     body: &Bytes,
 ) -> Result<(Vec<Command>, Vec<&'static str>), Problem> {
     let text = std::str::from_utf8(body).map_err(|_| Problem::bad_request("the batch is not UTF-8"))?;
+    let one = |service: &Arc<dyn ErasedService>| {
+        Some((service.batch_from_json(text, MAX_DELTAS_PER_ENTRY)?, service.name()))
+    };
+    if let Some((commands, service)) = node.state().registry().iter().find_map(one) {
+        let services = vec![service; commands.ends.len()];
+        return Ok((numbered(session, commands, &services)?, services));
+    }
     let Items(items) = serde_json::from_str(text).map_err(|e| {
         Problem::bad_request(format!("the batch is not an array of {{\"service\":{{…}}}}: {e}"))
     })?;
@@ -151,18 +169,26 @@ fn parse_batch(
         return Err(Problem::new(413, "too_large", text));
     };
     let mut services = Vec::with_capacity(items.len());
-    let mut ends = Vec::with_capacity(items.len());
-    let mut encoded = Vec::with_capacity(body.len() / 2);
+    let mut encoded = EncodedCommands::default();
     for (n, Item { service: name, command }) in items.iter().enumerate() {
-        let service = find(node, name)?;
+        let service = find(node, name).map_err(|e| e.in_item(n))?;
         service
-            .command_from_tagged_json(command.get().as_bytes(), &mut encoded)
+            .command_from_tagged_json(command.get(), &mut encoded.bytes)
             .map_err(|e| bad(&format!("item {n}: {name}"), e))?;
         services.push(service.name());
-        ends.push(encoded.len());
+        encoded.ends.push(encoded.bytes.len());
     }
-    let encoded = Bytes::from(encoded);
-    let mut commands = Vec::with_capacity(items.len());
+    Ok((numbered(session, encoded, &services)?, services))
+}
+
+/// The commands of a batch, the n-th with the session's sequence plus n.
+fn numbered(
+    session: SessionHeaders,
+    EncodedCommands { bytes, ends }: EncodedCommands,
+    services: &[&'static str],
+) -> Result<Vec<Command>, Problem> {
+    let encoded = Bytes::from(bytes);
+    let mut commands = Vec::with_capacity(services.len());
     let mut start = 0;
     for (n, (service, end)) in services.iter().zip(ends).enumerate() {
         let mut session = session;
@@ -175,7 +201,7 @@ fn parse_batch(
         commands.push(command_of(session, service, encoded.slice(start..end)));
         start = end;
     }
-    Ok((commands, services))
+    Ok(commands)
 }
 
 /// A batch's items as they were sent; `None` when there are too many. The rest is skipped then, not kept: an item

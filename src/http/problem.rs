@@ -81,6 +81,12 @@ impl Problem {
         Self::new(404, "unknown_service", text)
     }
 
+    /// Says which item of a batch it is about.
+    pub(super) fn in_item(mut self, n: usize) -> Self {
+        self.0.detail = format!("item {n}: {}", self.0.detail);
+        self
+    }
+
     pub(super) fn retry_after(mut self, ms: u64) -> Self {
         self.0.retry_after_ms = Some(ms);
         self

@@ -64,49 +64,6 @@ pub fn decode_borrowed<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, Co
     all_used(value, used, body)
 }
 
-/// Appends a version byte, `head`, and what a `Vec` of the items would be, without making one.
-pub fn encode_list<T: Serialize>(
-    head: &impl Serialize,
-    items: impl Iterator<Item = T> + Clone,
-    out: &mut Vec<u8>,
-) {
-    out.push(RECORD_VERSION);
-    push_item(head, out);
-    push_item(&items.clone().count(), out);
-    for item in items {
-        push_item(&item, out);
-    }
-}
-
-/// What [`encode_list`] wrote: the head, how many items there are, by the record's word, and the items.
-///
-/// # Errors
-/// [`CodecError`] when the record is empty, of another version, or malformed. An item that does not decode, or one too
-/// many or too few, is the iterator's last.
-pub fn decode_list<'a, H: Deserialize<'a>, T: Deserialize<'a>>(
-    record: &'a [u8],
-) -> Result<(H, usize, impl Iterator<Item = Result<T, CodecError>>), CodecError> {
-    let head = bincode::serde::borrow_decode_from_slice(body(record)?, CONFIG.with_limit::<DECODE_LIMIT>());
-    let ((head, count), used): ((H, usize), _) = head.map_err(|e| CodecError::Malformed(e.to_string()))?;
-    let mut items = items(&record[1 + used..]).fuse();
-    let (mut left, mut ended) = (count, false);
-    let items = std::iter::from_fn(move || match (items.next(), left) {
-        _ if ended => None,
-        (Some(Ok(item)), 1..) => {
-            left -= 1;
-            Some(Ok(item))
-        }
-        (None, 0) => None,
-        (item, _) => {
-            ended = true;
-            let wrong =
-                || CodecError::Malformed("the number of items is not what the record says".to_owned());
-            Some(Err(item.and_then(Result::err).unwrap_or_else(wrong)))
-        }
-    });
-    Ok((head, count, items))
-}
-
 /// Bytes, encoded as text is: a `[u8]` would be encoded byte by byte.
 pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
 
@@ -116,7 +73,7 @@ impl Serialize for Raw<'_> {
     }
 }
 
-/// Appends `item` to a list that [`items`] reads. The record that holds the list has the version byte.
+/// Appends `item` to a list that [`take`] and [`items`] read. The record that holds the list has the version byte.
 pub(crate) fn push_item<T: Serialize + ?Sized>(item: &T, list: &mut Vec<u8>) {
     // Writing to a Vec cannot fail, and our types have no serializer that refuses.
     bincode::serde::encode_into_writer(item, VecWriter(list), CONFIG)
@@ -136,6 +93,17 @@ impl bincode::enc::write::Writer for VecWriter<'_> {
     }
 }
 
+/// Takes the first item from the front of a list.
+///
+/// # Errors
+/// [`CodecError::Malformed`]; the list stays as it is.
+pub(crate) fn take<'a, T: Deserialize<'a>>(list: &mut &'a [u8]) -> Result<T, CodecError> {
+    let item = bincode::serde::borrow_decode_from_slice(list, CONFIG.with_limit::<DECODE_LIMIT>());
+    let (item, used) = item.map_err(|e| CodecError::Malformed(e.to_string()))?;
+    *list = &list[used..];
+    Ok(item)
+}
+
 /// The items of a list, until the first that does not decode.
 pub(crate) fn items<'a, T: Deserialize<'a>>(
     mut list: &'a [u8],
@@ -144,21 +112,16 @@ pub(crate) fn items<'a, T: Deserialize<'a>>(
         if list.is_empty() {
             return None;
         }
-        let item = bincode::serde::borrow_decode_from_slice(list, CONFIG.with_limit::<DECODE_LIMIT>());
-        Some(match item {
-            Ok((item, used)) => {
-                list = &list[used..];
-                Ok(item)
-            }
-            Err(e) => {
-                list = &[];
-                Err(CodecError::Malformed(e.to_string()))
-            }
-        })
+        let item = take(&mut list);
+        if item.is_err() {
+            list = &[];
+        }
+        Some(item)
     })
 }
 
-fn body(record: &[u8]) -> Result<&[u8], CodecError> {
+/// What follows a record's version byte.
+pub(crate) fn body(record: &[u8]) -> Result<&[u8], CodecError> {
     match record.split_first() {
         None => Err(CodecError::Empty),
         Some((&RECORD_VERSION, body)) => Ok(body),
@@ -190,23 +153,6 @@ mod tests {
         assert_eq!(decode::<u64>(&[9, 1]), Err(CodecError::Version(9)));
         assert!(matches!(decode::<String>(&[1, 200, b'a']), Err(CodecError::Malformed(_))));
         assert!(matches!(decode::<u64>(&[1, 1, 1]), Err(CodecError::Malformed(_))));
-    }
-
-    #[test]
-    fn a_list_has_as_many_items_as_it_says() {
-        let decoded = |record: &[u8]| -> Result<Vec<u8>, CodecError> {
-            let (head, count, items) = decode_list::<u8, u8>(record)?;
-            let items: Vec<u8> = items.collect::<Result<_, _>>()?;
-            assert_eq!((head, count), (9, items.len()));
-            Ok(items)
-        };
-        let mut record = Vec::new();
-        encode_list(&9u8, [3u8, 4].into_iter(), &mut record);
-        assert_eq!(record, [1, 9, 2, 3, 4]);
-        assert_eq!(decoded(&record), Ok(vec![3, 4]));
-        for wrong in [&[1, 9, 2, 3][..], &[1, 9, 2, 3, 4, 5], &[1, 9], &[1, 9, 0, 3]] {
-            assert!(matches!(decoded(wrong), Err(CodecError::Malformed(_))), "{wrong:?}");
-        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use quorate_storage::codec;
-use quorate_storage::delta::{self, Millis, SESSION_SERVICE, SYSTEM_SERVICE};
+use quorate_storage::delta::{Delta, EntryReader, Millis, SESSION_SERVICE, SYSTEM_SERVICE};
 use quorate_storage::machine::{SessionCommand, SystemCommand};
 use quorate_storage::raft_types::Payload;
 use quorate_storage::state_machine::State;
@@ -79,7 +79,7 @@ fn page(state: &State, from: u64, limit: usize) -> Result<LogPage, String> {
             let Payload::Normal(payload) = &entry.payload else {
                 continue;
             };
-            for delta in delta::deltas(&payload.0).map_err(|e| e.to_string())?.1 {
+            for delta in EntryReader::new(&payload.0).map_err(|e| e.to_string())? {
                 let delta = delta.map_err(|e| e.to_string())?;
                 revision += 1;
                 if revision < from {
@@ -97,7 +97,7 @@ fn page(state: &State, from: u64, limit: usize) -> Result<LogPage, String> {
     Ok(LogPage { deltas, oldest, next })
 }
 
-fn show(state: &State, revision: u64, delta: &delta::Delta<'_>) -> LoggedDelta {
+fn show(state: &State, revision: u64, delta: &Delta<'_>) -> LoggedDelta {
     let command = match delta.service {
         SESSION_SERVICE => codec::decode::<SessionCommand>(delta.body).ok().and_then(to_json),
         SYSTEM_SERVICE => codec::decode::<SystemCommand>(delta.body).ok().and_then(to_json),

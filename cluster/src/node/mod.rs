@@ -20,7 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
+use openraft::RaftMetrics;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::type_config::alias::WatchReceiverOf;
 use quorate_storage::identity::Identity;
 use quorate_storage::log::LogOptions;
 use quorate_storage::node_disk::{self, DiskError};
@@ -132,6 +134,8 @@ struct Inner {
     identity: Identity,
     info: NodeInfo,
     raft: Raft,
+    /// Kept, because each request looks at it: a new receiver costs more than the look.
+    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     state: State,
     addresses: Addresses,
     lanes: Lanes,
@@ -194,6 +198,7 @@ impl Node {
         let (batcher, commands) = Batcher::new();
         let (reads, read_requests) = ReadIndexer::new();
         let inner = Arc::new(Inner {
+            metrics: raft.metrics(),
             id,
             cluster,
             identity: disk.identity,
@@ -302,7 +307,7 @@ impl Inner {
     }
 
     fn leader(&self) -> Option<NodeId> {
-        self.raft.metrics().borrow_watched().current_leader
+        self.metrics.borrow_watched().current_leader
     }
 
     fn is_leader(&self) -> bool {
@@ -322,8 +327,7 @@ impl Inner {
 
     /// As primary: when a majority was heard last. `None` if it has not been yet.
     fn quorum_age(&self) -> Option<Duration> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         if metrics.membership_config.membership().voter_ids().all(|id| id == self.id) {
             return Some(Duration::ZERO);
         }
@@ -337,8 +341,7 @@ impl Inner {
 
     /// The membership's entry for `id`.
     fn member(&self, id: NodeId) -> Option<NodeInfo> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.metrics.borrow_watched();
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 

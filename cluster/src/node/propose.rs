@@ -313,7 +313,7 @@ impl Inner {
         if let Some(refusal) = self.refuse_writes() {
             return Err(refusal);
         }
-        let term = self.raft.metrics().borrow_watched().current_term;
+        let term = self.metrics.borrow_watched().current_term;
         self.caught_up_with(term).await?;
         let last = self.state.read(|machine| machine.time()).map_err(|e| self.broken(&e))?;
         let time = self.logged_clock.now(&*self.clock, term, last);

@@ -45,7 +45,8 @@ impl Handler for Gate {
                 Request::ReadIndex { lease: true } => self.open.notified().await,
                 // Each command is its own reply, twice.
                 Request::Propose(commands) => {
-                    let outcome = |c: Command| Outcome { revision: 1, result: DeltaResult::Reply(c.body) };
+                    let outcome =
+                        |c: Command| Outcome { revision: 1, result: DeltaResult::Reply((&*c.body).into()) };
                     let outcomes: Vec<_> = commands.into_iter().map(outcome).collect();
                     return Ok(Reply::Propose([outcomes.clone(), outcomes].concat()));
                 }

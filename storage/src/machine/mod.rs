@@ -21,7 +21,9 @@ pub use self::replies::{MAX_REPLIES, MAX_REPLY_BYTES};
 pub use self::sessions::{DEFAULT_TTL, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS};
 pub use self::system::{FIRST_NODE_ID, SystemCommand, SystemReply};
 use crate::codec::{self, CodecError};
-use crate::delta::{self, Delta, DeltaResult, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE};
+use crate::delta::{
+    Delta, DeltaResult, EntryReader, MAX_DELTAS_PER_ENTRY, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE,
+};
 use crate::log::LogMark;
 use crate::raft_types::{LogId, Payload, StoredMembership};
 pub use crate::service::Position;
@@ -43,6 +45,16 @@ pub enum ApplyError {
     /// What a session keeps does not decode.
     #[error("the replies that a session keeps cannot be read: {0}")]
     Replies(CodecError),
+}
+
+/// Where a run of deltas goes: looked up once for all of them.
+#[derive(Debug, Clone, Copy)]
+enum Target {
+    Session,
+    System,
+    /// The service at this place in the registry.
+    Service(usize),
+    Unknown,
 }
 
 /// One replica's state at one revision.
@@ -150,10 +162,17 @@ impl Machine {
                 Vec::new()
             }
             Payload::Normal(deltas) => {
-                let (count, deltas) = delta::deltas(&deltas.0).map_err(ApplyError::Entry)?;
-                let mut outcomes = Vec::with_capacity(count);
+                let deltas = EntryReader::new(&deltas.0).map_err(ApplyError::Entry)?;
+                let mut outcomes = Vec::with_capacity(deltas.left().min(MAX_DELTAS_PER_ENTRY));
+                let mut target = Target::Unknown;
+                let mut service_hash = 0;
                 for delta in deltas {
-                    outcomes.push(self.apply_delta(&delta.map_err(ApplyError::Entry)?)?);
+                    let delta = delta.map_err(ApplyError::Entry)?;
+                    if delta.begins {
+                        target = self.target(delta.service);
+                        service_hash = replies::service_hash(delta.service);
+                    }
+                    outcomes.push(self.apply_delta(&delta, target, service_hash)?);
                 }
                 self.close_session()?;
                 self.store_events()?;
@@ -164,26 +183,39 @@ impl Machine {
         Ok(outcomes)
     }
 
-    fn apply_delta(&mut self, delta: &Delta<'_>) -> Result<Outcome, ApplyError> {
+    fn target(&self, service: &str) -> Target {
+        match service {
+            SESSION_SERVICE => Target::Session,
+            SYSTEM_SERVICE => Target::System,
+            name => self.registry.place_of(name).map_or(Target::Unknown, Target::Service),
+        }
+    }
+
+    fn apply_delta(
+        &mut self,
+        delta: &Delta<'_>,
+        target: Target,
+        service_hash: u64,
+    ) -> Result<Outcome, ApplyError> {
         self.revision += 1;
         self.time = self.time.max(delta.time);
         // The built-in services' commands stand outside sessions: one that ended its own session would be
         // remembered in it. All of them may be repeated.
-        let built_in = matches!(delta.service, SESSION_SERVICE | SYSTEM_SERVICE);
+        let built_in = matches!(target, Target::Session | Target::System);
         if built_in {
             self.close_session()?;
         }
         if delta.session == 0 || delta.sequence == 0 || built_in {
-            let result = self.run(delta)?;
+            let result = self.run(delta, target)?;
             return Ok(Outcome { revision: self.revision, result });
         }
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        let admission = self.session.admit(&mut tables, delta, self.revision, self.time);
+        let admission = self.session.admit(&mut tables, delta, service_hash, self.revision, self.time);
         intact(tables)?;
         match admission.map_err(ApplyError::Replies)? {
             Admission::Answer(outcome) => Ok(outcome),
             Admission::Apply(body_hash) => {
-                let outcome = Outcome { revision: self.revision, result: self.run(delta)? };
+                let outcome = Outcome { revision: self.revision, result: self.run(delta, target)? };
                 self.session.remember(delta, body_hash, &outcome);
                 Ok(outcome)
             }
@@ -198,9 +230,9 @@ impl Machine {
     }
 
     /// Runs a delta's command, its session aside.
-    fn run(&mut self, delta: &Delta<'_>) -> Result<DeltaResult, ApplyError> {
-        match delta.service {
-            SESSION_SERVICE => {
+    fn run(&mut self, delta: &Delta<'_>, target: Target) -> Result<DeltaResult, ApplyError> {
+        match target {
+            Target::Session => {
                 let Ok(command) = codec::decode(delta.body) else {
                     return Ok(unsupported(delta));
                 };
@@ -209,7 +241,7 @@ impl Machine {
                 intact(tables)?;
                 Ok(encoded(result))
             }
-            SYSTEM_SERVICE => {
+            Target::System => {
                 let Ok(command) = codec::decode(delta.body) else {
                     return Ok(unsupported(delta));
                 };
@@ -221,14 +253,13 @@ impl Machine {
                 intact(tables)?;
                 Ok(encoded(result))
             }
-            _ => self.run_service(delta),
+            Target::Service(place) => self.run_service(delta, place),
+            Target::Unknown => Ok(unsupported(delta)),
         }
     }
 
-    fn run_service(&mut self, delta: &Delta<'_>) -> Result<DeltaResult, ApplyError> {
-        let Some(service) = self.registry.get(delta.service) else {
-            return Ok(unsupported(delta));
-        };
+    fn run_service(&mut self, delta: &Delta<'_>, place: usize) -> Result<DeltaResult, ApplyError> {
+        let service = self.registry.at(place);
         let name = service.name();
         let mut context = Context::new(name, self.revision, self.time, delta.session, &mut self.emitted);
         let mut tables = Tables::new(&mut self.rows, name);
@@ -350,7 +381,7 @@ fn intact(tables: Tables<'_>) -> Result<(), Damage> {
 
 fn encoded<R: serde::Serialize>(result: Result<R, Refusal>) -> DeltaResult {
     match result {
-        Ok(reply) => DeltaResult::Reply(codec::encode(&reply).into()),
+        Ok(reply) => DeltaResult::Reply(codec::encode(&reply)[..].into()),
         Err(refusal) => DeltaResult::Refused(refusal.into()),
     }
 }

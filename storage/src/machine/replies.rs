@@ -45,6 +45,11 @@ pub(super) struct Current {
     buffer: Vec<u8>,
 }
 
+/// A service's part in the hash of its deltas.
+pub(super) fn service_hash(service: &str) -> u64 {
+    xxh3_64(service.as_bytes())
+}
+
 /// What a delta's session says of it.
 pub(super) enum Admission {
     /// Apply it, then [`Current::remember`] the outcome under this hash.
@@ -59,6 +64,7 @@ impl Current {
         &mut self,
         tables: &mut Tables<'_>,
         delta: &Delta<'_>,
+        service_hash: u64,
         revision: u64,
         time: Millis,
     ) -> Result<Admission, CodecError> {
@@ -73,7 +79,7 @@ impl Current {
         if delta.sequence <= session.acked {
             return answer(DeltaResult::SequenceAcked);
         }
-        let body_hash = xxh3_64_with_seed(delta.body, xxh3_64(delta.service.as_bytes()));
+        let body_hash = xxh3_64_with_seed(delta.body, service_hash);
         // Sequences mostly rise: only one that is not the highest so far can have been used before.
         if delta.sequence <= session.max_sequence
             && let Some((hash, outcome)) = find(tables, delta, session, &self.fresh)?

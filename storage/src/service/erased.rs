@@ -1,12 +1,11 @@
 //! Services behind one object-safe trait: bytes and JSON in, bytes and JSON out.
 
-use bytes::Bytes;
 use serde::Deserialize as _;
 
 use super::params::ParamsDeserializer;
-use super::{Context, QueryContext, Refusal, Service};
+use super::{Context, EncodedCommands, QueryContext, Refusal, Service, batch};
 use crate::codec::{self, CodecError};
-use crate::delta::Millis;
+use crate::delta::{EncodedReply, Millis};
 use crate::tables::{Tables, View};
 
 /// A request that does not name a command or query of the service, or not with these fields.
@@ -34,7 +33,7 @@ pub trait ErasedService: Send + Sync {
         tables: &mut Tables<'_>,
         context: &mut Context<'_>,
         body: &[u8],
-    ) -> Result<Result<Bytes, Refusal>, CodecError>;
+    ) -> Result<Result<EncodedReply, Refusal>, CodecError>;
 
     /// [`Service::next_deadline`].
     fn next_deadline(&self, tables: &View<'_>) -> Option<Millis>;
@@ -52,7 +51,11 @@ pub trait ErasedService: Send + Sync {
     ///
     /// # Errors
     /// As [`Self::command_from_json`].
-    fn command_from_tagged_json(&self, tagged: &[u8], out: &mut Vec<u8>) -> Result<(), BadRequest>;
+    fn command_from_tagged_json(&self, tagged: &str, out: &mut Vec<u8>) -> Result<(), BadRequest>;
+
+    /// Encodes a batch `[{"<this service>":<tagged command>}, …]` of at most `most` commands, all of this service;
+    /// `None` when it is anything else, or wrong.
+    fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands>;
 
     /// An encoded command as JSON, for people who read the log.
     ///
@@ -89,7 +92,7 @@ impl<S: Service> ErasedService for S {
         tables: &mut Tables<'_>,
         context: &mut Context<'_>,
         body: &[u8],
-    ) -> Result<Result<Bytes, Refusal>, CodecError> {
+    ) -> Result<Result<EncodedReply, Refusal>, CodecError> {
         let command: S::Command = codec::decode(body)?;
         Ok(Service::apply(self, tables, context, command).map(|reply| tables.encoded(&reply)))
     }
@@ -104,27 +107,29 @@ impl<S: Service> ErasedService for S {
 
     fn command_from_json(&self, name: &str, fields: &[u8]) -> Result<Vec<u8>, BadRequest> {
         check_name(name)?;
-        let fields = if fields.trim_ascii().is_empty() { b"{}" } else { fields };
+        let fields = std::str::from_utf8(fields)
+            .map_err(|_| BadRequest::Fields("a command's fields are JSON, and that is UTF-8".to_owned()))?;
+        let fields = if fields.trim_ascii().is_empty() { "{}" } else { fields };
         // serde would take the fields as a list too, by position.
-        if fields.trim_ascii_start().first() != Some(&b'{') {
+        if !fields.trim_ascii_start().starts_with('{') {
             return Err(BadRequest::Fields("a command's fields are a JSON object".to_owned()));
         }
-        let mut tagged = Vec::with_capacity(fields.len() + name.len() + 5);
-        tagged.extend_from_slice(b"{\"");
-        tagged.extend_from_slice(name.as_bytes());
-        tagged.extend_from_slice(b"\":");
-        tagged.extend_from_slice(fields);
-        tagged.push(b'}');
+        let mut tagged = String::with_capacity(fields.len() + name.len() + 5);
+        tagged.extend(["{\"", name, "\":", fields, "}"]);
         let mut encoded = Vec::with_capacity(fields.len());
         self.command_from_tagged_json(&tagged, &mut encoded)?;
         Ok(encoded)
     }
 
-    fn command_from_tagged_json(&self, tagged: &[u8], out: &mut Vec<u8>) -> Result<(), BadRequest> {
+    fn command_from_tagged_json(&self, tagged: &str, out: &mut Vec<u8>) -> Result<(), BadRequest> {
         let command: S::Command =
-            serde_json::from_slice(tagged).map_err(|e| bad_request(without_position(&e)))?;
+            serde_json::from_str(tagged).map_err(|e| bad_request(without_position(&e)))?;
         codec::encode_into(&command, out);
         Ok(())
+    }
+
+    fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands> {
+        batch::read::<S>(batch, most)
     }
 
     fn command_to_json(&self, body: &[u8]) -> Result<serde_json::Value, CodecError> {

@@ -3,6 +3,7 @@
 //! Every replica applies the same commands in the same order, so `apply` must depend on nothing but
 //! its arguments: no clock, no randomness, no IO. Time, ids and the revision come from [`Context`].
 
+mod batch;
 mod erased;
 pub(crate) mod events;
 mod params;
@@ -13,6 +14,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use batch::EncodedCommands;
 pub use erased::{BadRequest, ErasedService};
 pub use events::{Event, MAX_EVENT_BYTES, Position};
 pub use registry::Registry;

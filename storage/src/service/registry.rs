@@ -50,6 +50,16 @@ impl Registry {
         self.services.iter().find(|service| service.name() == name)
     }
 
+    /// Where the service called `name` is in the list.
+    pub(crate) fn place_of(&self, name: &str) -> Option<usize> {
+        self.services.iter().position(|service| service.name() == name)
+    }
+
+    /// The service at a place that [`Self::place_of`] gave.
+    pub(crate) fn at(&self, place: usize) -> &dyn ErasedService {
+        &*self.services[place]
+    }
+
     /// Their names, in order.
     pub fn names(&self) -> Vec<String> {
         self.iter().map(|service| service.name().to_owned()).collect()

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{MutexGuard, PoisonError};
 
 use super::{Applied, State, damaged};
-use crate::delta;
+use crate::delta::EntryReader;
 use crate::raft_types::{Entry, Payload};
 
 /// Entries whose revisions are remembered. More than the log keeps, usually.
@@ -129,7 +129,7 @@ impl State {
 /// By the entry's own word: none of them is decoded.
 fn deltas_in(entry: &Entry) -> io::Result<u64> {
     match &entry.payload {
-        Payload::Normal(deltas) => Ok(delta::deltas(&deltas.0).map_err(damaged)?.0 as u64),
+        Payload::Normal(deltas) => Ok(EntryReader::new(&deltas.0).map_err(damaged)?.left() as u64),
         _ => Ok(0),
     }
 }

@@ -23,7 +23,6 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::{Bound, ControlFlow};
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -32,6 +31,7 @@ pub use row_key::RowKey;
 use rows::Rows;
 
 use crate::codec;
+use crate::delta::EncodedReply;
 
 /// The name and types of one table: `const COUNTERS: Table<String, i64> = Table::new("counters")`.
 #[derive(Debug)]
@@ -223,8 +223,8 @@ impl<'a> Tables<'a> {
     }
 
     /// `value` encoded, by way of the buffer for rows' values.
-    pub(crate) fn encoded(&mut self, value: &impl Serialize) -> Bytes {
-        with_encoded(self.rows, value, |_, value| Bytes::copy_from_slice(value))
+    pub(crate) fn encoded(&mut self, value: &impl Serialize) -> EncodedReply {
+        with_encoded(self.rows, value, |_, value| EncodedReply::from(value))
     }
 
     /// The damage that a read or write met, if any: then the node must stop.
