@@ -4,8 +4,10 @@
 //! new one. bincode numbers enum variants and struct fields by position: append at the end only;
 //! the tests beside each record pin its bytes.
 
-use serde::Serialize;
-use serde::de::{Deserialize, DeserializeOwned};
+use std::ops::Deref;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::SmallVec;
 
 /// The version byte before every record written today.
 pub const RECORD_VERSION: u8 = 1;
@@ -42,33 +44,54 @@ pub fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
     push_item(value, out);
 }
 
-/// Decodes a whole record that owns its data.
+/// Decodes a whole record. What can borrow from it does.
 ///
 /// # Errors
 /// [`CodecError`] when the record is empty, of another version, malformed, or longer than its value.
-pub fn decode<T: DeserializeOwned>(record: &[u8]) -> Result<T, CodecError> {
-    let body = body(record)?;
-    let (value, used) = bincode::serde::decode_from_slice(body, CONFIG.with_limit::<DECODE_LIMIT>())
-        .map_err(|e| CodecError::Malformed(e.to_string()))?;
-    all_used(value, used, body)
+pub fn decode<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, CodecError> {
+    let mut rest = body(record)?;
+    let value = take(&mut rest)?;
+    match rest.len() {
+        0 => Ok(value),
+        left => Err(CodecError::Malformed(format!("{left} bytes left over"))),
+    }
 }
 
-/// Decodes a whole record whose strings and bytes borrow from `record`.
-///
-/// # Errors
-/// As [`decode`].
-pub fn decode_borrowed<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, CodecError> {
-    let body = body(record)?;
-    let (value, used) = bincode::serde::borrow_decode_from_slice(body, CONFIG.with_limit::<DECODE_LIMIT>())
-        .map_err(|e| CodecError::Malformed(e.to_string()))?;
-    all_used(value, used, body)
+/// Bytes of which the first `N` need no allocation. Encoded as text is, like [`Raw`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SmallBytes<const N: usize>(SmallVec<[u8; N]>);
+
+impl<const N: usize> From<&[u8]> for SmallBytes<N> {
+    fn from(bytes: &[u8]) -> Self {
+        Self(SmallVec::from_slice(bytes))
+    }
+}
+
+impl<const N: usize> Deref for SmallBytes<N> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<const N: usize> Serialize for SmallBytes<N> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de, const N: usize> Deserialize<'de> for SmallBytes<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&[u8]>::deserialize(deserializer).map(Self::from)
+    }
 }
 
 /// Bytes, encoded as text is: a `[u8]` would be encoded byte by byte.
 pub(crate) struct Raw<'a>(pub(crate) &'a [u8]);
 
 impl Serialize for Raw<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_bytes(self.0)
     }
 }
@@ -126,14 +149,6 @@ pub(crate) fn body(record: &[u8]) -> Result<&[u8], CodecError> {
         None => Err(CodecError::Empty),
         Some((&RECORD_VERSION, body)) => Ok(body),
         Some((&version, _)) => Err(CodecError::Version(version)),
-    }
-}
-
-fn all_used<T>(value: T, used: usize, body: &[u8]) -> Result<T, CodecError> {
-    if used == body.len() {
-        Ok(value)
-    } else {
-        Err(CodecError::Malformed(format!("{} bytes left over", body.len() - used)))
     }
 }
 

@@ -1,13 +1,11 @@
 //! A delta: a command as it stands in the log; and its outcome.
 
 use std::borrow::Cow;
-use std::ops::Deref;
 
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use smallvec::SmallVec;
+use serde::{Deserialize, Serialize};
 
-use crate::codec::{self, CodecError};
+use crate::codec::{self, CodecError, SmallBytes};
 use crate::service::Refusal;
 
 /// Milliseconds: of the Unix epoch in a delta's time, a duration elsewhere.
@@ -187,36 +185,8 @@ pub struct Outcome {
     pub result: DeltaResult,
 }
 
-/// An encoded reply. A short one needs no allocation, and nearly all are short.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EncodedReply(SmallVec<[u8; 24]>);
-
-impl From<&[u8]> for EncodedReply {
-    fn from(bytes: &[u8]) -> Self {
-        Self(SmallVec::from_slice(bytes))
-    }
-}
-
-impl Deref for EncodedReply {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Serialize for EncodedReply {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for EncodedReply {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = Bytes::deserialize(deserializer)?;
-        Ok(Self::from(&*bytes))
-    }
-}
+/// An encoded reply. Nearly all are short.
+pub type EncodedReply = SmallBytes<24>;
 
 /// The result of one delta. Append variants only: it is stored and travels.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -124,7 +124,7 @@ impl Current {
             let mut left = Vec::new();
             let inline = std::mem::take(&mut session.inline);
             retain(&inline, &mut left, session)?;
-            session.inline = left.into();
+            session.inline = left[..].into();
         }
         if self.fresh_count > 0 {
             self.buffer.clear();
@@ -144,8 +144,8 @@ impl Current {
         let bytes = session.inline.len() + self.fresh.len();
         if session.rows == 0 && session.replies <= INLINE.0 && bytes <= INLINE.1 {
             session.inline = match session.inline.is_empty() {
-                true => Bytes::copy_from_slice(&self.fresh),
-                false => [&session.inline[..], &self.fresh].concat().into(),
+                true => self.fresh[..].into(),
+                false => [&session.inline[..], &self.fresh].concat()[..].into(),
             };
         } else if self.fresh_count > 0 {
             let mut lowest = u64::MAX;

@@ -2,10 +2,10 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::replies;
+use crate::codec::SmallBytes;
 use crate::delta::Millis;
 use crate::service::Refusal;
 use crate::tables::{Table, Tables, View};
@@ -77,7 +77,7 @@ pub(super) struct Session {
     pub(super) replies: u32,
     pub(super) reply_bytes: u64,
     /// A few of them ([`replies`] has the encoding), mostly all.
-    pub(super) inline: Bytes,
+    pub(super) inline: SmallBytes<64>,
     /// How many rows hold the rest; and how many of these rows hold several.
     pub(super) rows: u32,
     pub(super) blocks: u32,
@@ -150,7 +150,7 @@ fn open(
         max_sequence: 0,
         replies: 0,
         reply_bytes: 0,
-        inline: Bytes::new(),
+        inline: SmallBytes::default(),
         rows: 0,
         blocks: 0,
     };
