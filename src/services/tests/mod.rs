@@ -1,5 +1,6 @@
 //! The services, driven through real machines: golden scripts, a model, the stored bytes, the sources.
 
+mod batches;
 mod model;
 mod replicas;
 mod script;
