@@ -1,7 +1,7 @@
 //! Registers: texts by name. An absent register is null, which is not the empty text.
 //!
 //! - A register holds at most 1 MiB. Replies and events are stored and sent many times, so they repeat a
-//!   text of up to 4 KiB only; for a longer one they have null and its `length`. `get` and `list` give
+//!   text of up to 1 KiB only; for a longer one they have null and its `length`. `get` and `list` give
 //!   whole texts. The reply to an append leaves out the text before, which the text after begins with.
 //! - An event goes out on the topic of the register's name when its text changes, and only then. A delete
 //!   reports null, with a `length` of null.
@@ -16,7 +16,7 @@ const REGISTERS: Table<String, String> = Table::new("registers");
 /// A register holds at most this many bytes.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Replies, refusals and events repeat texts of at most this many bytes.
-pub const MAX_REPEATED_BYTES: usize = 4 << 10;
+pub const MAX_REPEATED_BYTES: usize = 1 << 10;
 
 /// The service `register`.
 #[derive(Debug, Clone, Copy, Default)]

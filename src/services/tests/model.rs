@@ -36,7 +36,7 @@ fn request() -> impl Strategy<Value = Request> {
     let name = || prop_oneof!["[abc]", Just("default".to_owned()), Just("\n".to_owned())];
     let number = || prop_oneof![5 => -3i64..4, 1 => Just(i64::MAX), 1 => Just(i64::MIN)];
     let text = || {
-        let length = prop_oneof![30 => 0usize..3, 5 => Just(4_096), 5 => Just(4_097), 1 => Just(600_000)];
+        let length = prop_oneof![30 => 0usize..3, 5 => Just(1_024), 5 => Just(1_025), 1 => Just(600_000)];
         ("[xy]", length).prop_map(|(letter, length)| letter.repeat(length))
     };
     let expect = || proptest::option::weighted(0.7, text());
@@ -141,7 +141,7 @@ impl Model {
             None => self.registers.remove(name),
         };
         self.changes += usize::from(text != previous);
-        let told = |text: &Option<String>| text.clone().filter(|text| text.len() <= 4_096);
+        let told = |text: &Option<String>| text.clone().filter(|text| text.len() <= 1_024);
         Ok(json!({
             "previous": if matches!(command, Append { .. }) { None } else { told(&previous) },
             "previous_length": previous.map(|text| text.len()),

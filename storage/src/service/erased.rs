@@ -149,7 +149,13 @@ impl<S: Service> ErasedService for S {
     ) -> Result<Result<Vec<u8>, Refusal>, BadRequest> {
         check_name(name)?;
         let query = S::Query::deserialize(ParamsDeserializer::new(name, params)).map_err(|e| {
-            let text = e.to_string();
+            // Once more, to learn which parameter it is.
+            let again: Result<S::Query, _> =
+                serde_path_to_error::deserialize(ParamsDeserializer::new(name, params));
+            let text = match again.map_err(|e| e.path().iter().last().map(ToString::to_string)) {
+                Err(Some(parameter)) if parameter != name => format!("{parameter}: {e}"),
+                _ => e.to_string(),
+            };
             bad_request(text)
         })?;
         match Service::query(self, tables, context, query) {

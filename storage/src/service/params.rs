@@ -2,6 +2,7 @@
 //!
 //! serde's enum, whose tag is the path's last segment and whose fields are the parameters.
 
+use percent_encoding::percent_decode_str;
 use serde::de::value::{Error, StrDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, VariantAccess, Visitor};
 
@@ -57,7 +58,7 @@ impl<'de> VariantAccess<'de> for ParamsDeserializer<'de> {
     }
 
     fn newtype_variant_seed<S: DeserializeSeed<'de>>(self, seed: S) -> Result<S::Value, Error> {
-        seed.deserialize(fields(self.params))
+        seed.deserialize(fields(self.params)?)
     }
 
     fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, Error> {
@@ -69,10 +70,14 @@ impl<'de> VariantAccess<'de> for ParamsDeserializer<'de> {
         names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        fields(self.params).deserialize_struct("query", names, visitor)
+        fields(self.params)?.deserialize_struct("query", names, visitor)
     }
 }
 
-fn fields(params: &str) -> serde_urlencoded::Deserializer<'_> {
-    serde_urlencoded::Deserializer::new(form_urlencoded::parse(params.as_bytes()))
+fn fields(params: &str) -> Result<serde_urlencoded::Deserializer<'_>, Error> {
+    // The parser would put a replacement character there, and the answer would be of another name.
+    if percent_decode_str(params).decode_utf8().is_err() {
+        return Err(serde::de::Error::custom("a parameter is not UTF-8 behind its percent signs"));
+    }
+    Ok(serde_urlencoded::Deserializer::new(form_urlencoded::parse(params.as_bytes())))
 }
