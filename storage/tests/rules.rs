@@ -30,7 +30,7 @@ fn log_bytes(dir: &Path) -> u64 {
 }
 
 fn hash(disk: &NodeDisk) -> u128 {
-    disk.state.read(|machine| machine.state_hash()).unwrap()
+    disk.state.read_hashed(|_, hash| hash).unwrap()
 }
 
 /// Applies what the log holds behind the last flush.

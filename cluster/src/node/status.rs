@@ -174,15 +174,9 @@ impl Inner {
         let unusable = |e: std::io::Error| NodeError::not_applied(Code::Failed, e.to_string());
         let (revision, state_hash, time, dirty, applied) = self
             .state
-            .read(|machine| {
+            .read_hashed(|machine, state_hash| {
                 let applied = machine.applied().map_or(0, |id| id.index);
-                (
-                    machine.revision(),
-                    machine.state_hash(),
-                    machine.time(),
-                    machine.rows().dirty_bytes(),
-                    applied,
-                )
+                (machine.revision(), state_hash, machine.time(), machine.rows().dirty_bytes(), applied)
             })
             .map_err(unusable)?;
         // Before the guard below: a second one while a writer waits would deadlock.

@@ -47,11 +47,10 @@ impl Replicas {
 
     /// Writes the second's rows to disk.
     pub(super) fn flush_second(&mut self) {
-        let meta = self.second.flush_meta(LogMark::default());
-        let frozen = self.second.rows_mut().freeze();
+        let (frozen, meta) = self.second.freeze(LogMark::default()).unwrap();
         let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
         self.second.rows().base().flush(changes, &meta).unwrap();
-        self.second.rows_mut().thawed();
+        self.second.thawed();
     }
 
     /// Encodes a command as the gateway does.

@@ -14,9 +14,10 @@ mod system;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use self::events::{Compacted, MAX_EVENTS};
-use self::replies::{Admission, Current};
+use self::replies::{Admission, Live};
 pub use self::replies::{MAX_REPLIES, MAX_REPLY_BYTES};
 pub use self::sessions::{DEFAULT_TTL, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS};
 pub use self::system::{FIRST_NODE_ID, SystemCommand, SystemReply};
@@ -30,6 +31,7 @@ pub use crate::service::Position;
 use crate::service::events::Emitted;
 use crate::service::{BadRequest, Context, Event, QueryContext, Refusal, Registry};
 use crate::tables::base::FlushMeta;
+use crate::tables::overlay::Overlay;
 use crate::tables::rows::Rows;
 use crate::tables::{Damage, Tables, View};
 
@@ -68,8 +70,7 @@ pub struct Machine {
     events: events::Kept,
     /// What the entry being applied emitted; empty between entries.
     emitted: Emitted,
-    /// The session of the delta before; closed between entries.
-    session: Current,
+    sessions: Live,
 }
 
 impl Machine {
@@ -93,7 +94,7 @@ impl Machine {
             time,
             events,
             emitted: Emitted::default(),
-            session: Current::default(),
+            sessions: Live::default(),
         })
     }
 
@@ -118,8 +119,12 @@ impl Machine {
     }
 
     /// The hash of all rows.
-    pub fn state_hash(&self) -> u128 {
-        self.rows.hash()
+    ///
+    /// # Errors
+    /// [`ApplyError`] when a row cannot be read: the state must not be used any more.
+    pub fn state_hash(&mut self) -> Result<u128, ApplyError> {
+        self.settle()?;
+        Ok(self.rows.hash())
     }
 
     /// The rows.
@@ -127,26 +132,31 @@ impl Machine {
         &self.rows
     }
 
-    /// The rows, for a flush.
-    pub fn rows_mut(&mut self) -> &mut Rows {
-        &mut self.rows
-    }
-
     /// The services.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// Where the machine stands, to be written with a flush of its rows.
-    pub fn flush_meta(&self, mark: LogMark) -> FlushMeta {
-        FlushMeta {
+    /// Freezes the dirty rows for a flush; says where the machine stands, to be written with them.
+    ///
+    /// # Errors
+    /// As [`Self::state_hash`].
+    pub fn freeze(&mut self, mark: LogMark) -> Result<(Arc<Overlay>, FlushMeta), ApplyError> {
+        self.settle()?;
+        let meta = FlushMeta {
             applied: self.applied,
             membership: self.membership.clone(),
             revision: self.revision,
             time: self.time,
             hash: self.rows.hash(),
             mark,
-        }
+        };
+        Ok((self.rows.freeze(), meta))
+    }
+
+    /// The frozen rows are in the store now.
+    pub fn thawed(&mut self) {
+        self.rows.thawed();
     }
 
     /// Applies one committed log entry; gives an outcome per delta, in order.
@@ -203,28 +213,36 @@ impl Machine {
         // remembered in it. All of them may be repeated.
         let built_in = matches!(target, Target::Session | Target::System);
         if built_in {
-            self.close_session()?;
+            self.settle()?;
         }
         if delta.session == 0 || delta.sequence == 0 || built_in {
             let result = self.run(delta, target)?;
             return Ok(Outcome { revision: self.revision, result });
         }
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        let admission = self.session.admit(&mut tables, delta, service_hash, self.revision, self.time);
+        let admission = self.sessions.admit(&mut tables, delta, service_hash, self.revision, self.time);
         intact(tables)?;
         match admission.map_err(ApplyError::Replies)? {
             Admission::Answer(outcome) => Ok(outcome),
             Admission::Apply(body_hash) => {
                 let outcome = Outcome { revision: self.revision, result: self.run(delta, target)? };
-                self.session.remember(delta, body_hash, &outcome);
+                self.sessions.remember(delta, body_hash, &outcome);
                 Ok(outcome)
             }
         }
     }
 
+    /// Brings the rows of sessions up to date.
+    fn settle(&mut self) -> Result<(), ApplyError> {
+        let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
+        let settled = self.sessions.settle(&mut tables);
+        intact(tables)?;
+        settled.map_err(ApplyError::Replies)
+    }
+
     fn close_session(&mut self) -> Result<(), ApplyError> {
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        let closed = self.session.close(&mut tables);
+        let closed = self.sessions.close(&mut tables);
         intact(tables)?;
         closed.map_err(ApplyError::Replies)
     }

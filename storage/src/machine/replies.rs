@@ -5,10 +5,13 @@
 //! reply and applies nothing.
 //!
 //! Invariants:
-//! - a reply is in one of three places: with the session while an entry is applied ([`Current`]), in its row
+//! - a reply is in one of three places: with the open session while an entry is applied, in the session
 //!   (`inline`), or in a row of its own or with others that came in the same entry ([`REPLIES`]);
+//! - a session that deltas have changed is in memory alone until [`Live::settle`]: its row is older. Nobody else
+//!   looks at the rows of sessions before;
 //! - a row of replies has the lowest of their sequences as its key.
 
+use std::collections::HashMap;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
@@ -34,11 +37,16 @@ const REPLIES: Table<(u64, u64), Bytes> = Table::new("replies");
 /// Sequence, hash of service and body, and the encoded outcome.
 type Kept<'a> = (u64, u64, &'a [u8]);
 
-/// The session whose delta was applied last: its row is read and written once for all its deltas that follow each
-/// other in an entry.
+/// At most so many sessions are newer than their rows.
+const UNSETTLED: usize = 4_096;
+
+/// The sessions as deltas change them. To read and write a row for each delta would cost more than the delta.
 #[derive(Default)]
-pub(super) struct Current {
+pub(super) struct Live {
+    /// The session whose delta was applied last: closed between entries.
     open: Option<(u64, Session)>,
+    /// Sessions that are newer than their rows.
+    unsettled: HashMap<u64, Session, foldhash::fast::RandomState>,
     /// The replies of this entry's deltas.
     fresh: Vec<u8>,
     fresh_count: u32,
@@ -52,13 +60,13 @@ pub(super) fn service_hash(service: &str) -> u64 {
 
 /// What a delta's session says of it.
 pub(super) enum Admission {
-    /// Apply it, then [`Current::remember`] the outcome under this hash.
+    /// Apply it, then [`Live::remember`] the outcome under this hash.
     Apply(u64),
     /// Apply nothing: this is the result.
     Answer(Outcome),
 }
 
-impl Current {
+impl Live {
     /// Looks a delta up in its session.
     pub(super) fn admit(
         &mut self,
@@ -71,7 +79,9 @@ impl Current {
         let answer = |result| Ok(Admission::Answer(Outcome { revision, result }));
         if self.open.as_ref().is_none_or(|(id, _)| *id != delta.session) {
             self.close(tables)?;
-            self.open = tables.get(&SESSIONS, &delta.session).map(|session| (delta.session, session));
+            let session = self.unsettled.remove(&delta.session);
+            let session = session.or_else(|| tables.get(&SESSIONS, &delta.session));
+            self.open = session.map(|session| (delta.session, session));
         }
         let Some((_, session)) = &mut self.open else {
             return answer(DeltaResult::SessionExpired);
@@ -138,7 +148,7 @@ impl Current {
         Ok(())
     }
 
-    /// Writes the session's row, and what does not fit there.
+    /// Puts the open session back, and writes the replies that it cannot hold.
     pub(super) fn close(&mut self, tables: &mut Tables<'_>) -> Result<(), CodecError> {
         let Some((id, mut session)) = self.open.take() else { return Ok(()) };
         let bytes = session.inline.len() + self.fresh.len();
@@ -157,9 +167,21 @@ impl Current {
             // `admit` has found no reply to any of these sequences.
             tables.put_new(&REPLIES, &(id, lowest), &Raw(&self.fresh));
         }
-        tables.put(&SESSIONS, &id, &session);
+        self.unsettled.insert(id, session);
         self.fresh.clear();
         self.fresh_count = 0;
+        if self.unsettled.len() >= UNSETTLED {
+            self.settle(tables)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the rows up to date.
+    pub(super) fn settle(&mut self, tables: &mut Tables<'_>) -> Result<(), CodecError> {
+        self.close(tables)?;
+        for (id, session) in self.unsettled.drain() {
+            tables.put(&SESSIONS, &id, &session);
+        }
         Ok(())
     }
 }

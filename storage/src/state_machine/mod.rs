@@ -139,6 +139,16 @@ impl State {
         Ok(read(&*self.machine()?))
     }
 
+    /// As [`Self::read`], with the state hash at that revision.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and when a row cannot be read: the node must stop.
+    pub fn read_hashed<R>(&self, read: impl FnOnce(&Machine, u128) -> R) -> io::Result<R> {
+        let mut machine = self.machine()?;
+        let hash = machine.state_hash().map_err(damaged)?;
+        Ok(read(&machine, hash))
+    }
+
     fn machine(&self) -> io::Result<MutexGuard<'_, Machine>> {
         self.shared.machine.lock().map_err(|_| io::Error::other("the state is unusable: an apply panicked"))
     }
@@ -228,8 +238,8 @@ impl State {
             if machine.rows().is_frozen() {
                 return Err(io::Error::other("an earlier flush failed; the log replays at the next start"));
             }
-            let frozen = machine.rows_mut().freeze();
-            (frozen, machine.flush_meta(last.mark), machine.rows().base().clone())
+            let (frozen, meta) = machine.freeze(last.mark).map_err(damaged)?;
+            (frozen, meta, machine.rows().base().clone())
         };
         // The safety rule: what the flush covers must be in the log on disk first.
         meta.mark = self.shared.log.sync().await?;
@@ -239,7 +249,7 @@ impl State {
             Ok(meta)
         })
         .await?;
-        self.machine()?.rows_mut().thawed();
+        self.machine()?.thawed();
         *self.shared.last_flush.lock().unwrap_or_else(PoisonError::into_inner) = meta.clone();
         self.shared.room.notify_waiters();
         Ok(meta)

@@ -146,7 +146,7 @@ impl Writer {
             self.model.apply(self.view.terms[&index], index);
         }
         self.applied = self.applied.max(index);
-        let (hash, revision) = self.disk.state.read(|m| (m.state_hash(), m.revision())).unwrap();
+        let (hash, revision) = self.disk.state.read_hashed(|m, hash| (hash, m.revision())).unwrap();
         assert_eq!(hash, self.model.hash(), "the tables at entry {index} are not what its log says");
         assert_eq!(revision, self.model.revision);
     }

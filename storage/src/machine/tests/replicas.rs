@@ -7,7 +7,7 @@ use crate::delta::{Command, Millis, Outcome, encode_entry};
 use crate::log::LogMark;
 use crate::machine::{ApplyError, Machine};
 use crate::raft_types::{Deltas, Payload, log_id};
-use crate::tables::base::{Base, FlushMeta};
+use crate::tables::base::Base;
 use crate::tables::rows::Rows;
 
 /// The first keeps its rows in memory. The second flushes them after each entry, so it reads from disk
@@ -49,7 +49,10 @@ impl Replicas {
         let outcomes = self.first.apply_entry(log_id(1, self.index), &payload);
         assert_eq!(outcomes, second.apply_entry(log_id(1, self.index), &payload));
         assert_eq!((self.first.revision(), self.first.time()), (second.revision(), second.time()));
-        assert_eq!(self.first.state_hash(), second.state_hash(), "equal revision, equal hash");
+        if self.index.is_multiple_of(3) {
+            // Not each time: what is asked for its hash brings its rows up to date.
+            assert_eq!(self.first.state_hash(), second.state_hash(), "equal revision, equal hash");
+        }
         flush(second);
         outcomes
     }
@@ -57,7 +60,7 @@ impl Replicas {
     /// Starts the second again from its last flush.
     pub(super) fn restart_second(&mut self) {
         self.second = None;
-        let second = open(&self.dirs[1]);
+        let mut second = open(&self.dirs[1]);
         assert_eq!(second.state_hash(), self.first.state_hash());
         self.second = Some(second);
     }
@@ -76,9 +79,8 @@ fn open(dir: &TempDir) -> Machine {
 }
 
 fn flush(machine: &mut Machine) {
-    let meta: FlushMeta = machine.flush_meta(LogMark::default());
-    let frozen = machine.rows_mut().freeze();
+    let (frozen, meta) = machine.freeze(LogMark::default()).unwrap();
     let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
     machine.rows().base().flush(changes, &meta).unwrap();
-    machine.rows_mut().thawed();
+    machine.thawed();
 }
