@@ -50,7 +50,7 @@ pub(crate) async fn run(
             }
             Err(error) => {
                 output.refusal(&error)?;
-                return Err(silent(&error, &text));
+                return Err(failed(error, &text));
             }
         }
         // A reply that took longer than the interval is followed by the next sending at once, not by several.
@@ -66,10 +66,8 @@ pub(crate) async fn run(
     Ok(Exit::Done)
 }
 
-/// Servers that are all silent end the loop with "unknown", whether or not the last text had been sent.
-fn silent(error: &Error, text: &str) -> CliError {
-    match error.refused() {
-        Some(_) => CliError { exit: Exit::Failed, message: error.to_string() },
-        None => CliError { exit: Exit::Unknown, message: format!("no reply to {text}: {error}") },
-    }
+/// The error of a single command, with the text that it speaks of.
+fn failed(error: Error, text: &str) -> CliError {
+    let error = CliError::from(error);
+    CliError { message: format!("at {text}: {}", error.message), ..error }
 }
