@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use support::Cluster;
 use support::cli::{Run, quorate};
 
+const DONE: i32 = 0;
 const FAILED: i32 = 1;
+const USAGE: i32 = 2;
 
 fn says(run: &Run, texts: &[&str]) {
     assert_eq!(run.stdout, "");
@@ -76,11 +78,81 @@ async fn a_change_without_a_primary_fails_soon() {
     for (words, limit) in [
         (&["promote", "S2"][..], Duration::from_secs(8)),
         (&["transfer", "--timeout", "1s"], Duration::from_secs(3)),
-        (&["set", "mode", "active", "--timeout", "1s"], Duration::from_secs(3)),
     ] {
         let began = Instant::now();
         let run = quorate([&["cluster"], words, &["--servers", &servers]].concat()).await.expect(FAILED);
         says(&run, &["not applied", "no primary is known", "cluster status"]);
         assert!(began.elapsed() < limit, "{words:?} took {:?}", began.elapsed());
     }
+}
+
+#[tokio::test]
+async fn a_flag_that_would_change_nothing_is_usage() {
+    let cases: [(&[&str], &str); 12] = [
+        (&["register", "set", "x", "--counter", "c"], "--counter"),
+        (&["list", "--counter", "c"], "--counter"),
+        (&["loop", "--counter", "c"], "--counter"),
+        (&["add", "1", "--read", "stale"], "--read"),
+        (&["register", "append", "x", "--read", "lease"], "--read"),
+        (&["watch", "--read", "lease"], "--read"),
+        (&["set", "1", "--max-age", "1s"], "--max-age"),
+        (&["get", "--max-age", "1s"], "--read stale"),
+        (&["get", "--read", "lease", "--max-age", "1s"], "--read stale"),
+        (&["register", "list", "--name", "x"], "--name"),
+        (&["watch", "hits", "--counter", "hits"], "--counter"),
+        (&["watch", "--counter", "hits", "--service", "register"], "--counter"),
+    ];
+    let init = ["cluster", "init", "--name", "S1", "--data", "/nonexistent/d", "--servers", "127.0.0.1:1"];
+    says(&quorate(init).await.expect(USAGE), &["--servers"]);
+    for (words, text) in cases {
+        let run = quorate([&["client"], words].concat()).await.expect(USAGE);
+        says(&run, &[text]);
+    }
+}
+
+#[tokio::test]
+async fn a_watch_takes_a_counter_and_tells_of_a_position_ahead() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    let client =
+        async |words: &[&str]| quorate([&["client", "--servers", &url], words].concat()).await.expect(DONE);
+    for counter in ["other", "seen", "other", "seen"] {
+        client(&["add", "1", "--counter", counter]).await;
+    }
+    let run = client(&["watch", "--counter", "seen", "--from", "0", "--count", "2"]).await;
+    assert!(run.stdout.lines().count() == 2 && !run.stdout.contains("other"), "{run:?}");
+    assert_eq!(run.stderr, "", "nothing lies ahead");
+    let revision = client(&["get", "--json"]).await.json()["revision"].as_u64().expect("a revision");
+    let ahead = (revision + 1).to_string();
+    let words = ["watch", "--from", &ahead, "--count", "1"];
+    let (run, ()) = tokio::join!(client(&words), async {
+        // Events come until one lies behind the position, and after the watch has looked.
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            client(&["add", "1", "--counter", "later"]).await;
+        }
+    });
+    assert!(run.stderr.contains(&format!("--from {ahead} lies ahead")), "{run:?}");
+    assert!(run.stdout.contains("later"), "{run:?}");
+}
+
+#[tokio::test]
+async fn the_log_shows_the_newest_unless_told_where_to_begin() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    for number in 1..=5 {
+        let body = serde_json::json!({"name": "n", "value": number});
+        cluster.http.post(&format!("{url}/v1/counter/set"), &body).await.expect("a reply");
+    }
+    let log = async |words: &[&str]| {
+        quorate([&["cluster", "log", "--servers", &url], words].concat()).await.expect(DONE)
+    };
+    let run = log(&["--limit", "2"]).await;
+    let lines: Vec<&str> = run.stdout.lines().skip(1).collect();
+    assert!(lines.len() == 2 && lines[0].contains(":4}") && lines[1].contains(":5}"), "{run:?}");
+    assert!(run.stderr.contains("--from 1"), "{run:?}");
+    let run = log(&["--from", "1", "--limit", "2"]).await;
+    assert!(run.stdout.contains(":1}") && run.stderr.contains("--from 3"), "{run:?}");
+    let whole = log(&[]).await;
+    assert!(whole.stdout.contains(":1}") && whole.stderr.is_empty(), "{whole:?}");
 }

@@ -7,11 +7,13 @@
 mod bench;
 mod client;
 mod cluster;
+mod common;
 mod connect;
 mod console;
 mod output;
 mod repeat;
 pub mod server_args;
+mod shown;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::{Instant, sleep_until};
 
-use super::client::Defaults;
+use super::common::Defaults;
 use super::output::{CliError, Exit, Output, Printed};
+use super::shown::whole;
 use crate::client::{Client, Error};
 use crate::config;
 
@@ -43,7 +44,7 @@ pub(crate) async fn run(
         };
         match reply {
             Ok(reply) => {
-                let printed = Printed { value: reply.data.text.unwrap_or_default(), body: reply.body };
+                let printed = Printed::new(whole(reply.data.text.unwrap_or_default()), reply.body);
                 if !output.reply(&printed)? {
                     return Ok(Exit::Done);
                 }

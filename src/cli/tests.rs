@@ -76,8 +76,11 @@ fn mistakes_are_refused() {
 }
 
 #[test]
-fn every_help_has_an_example() {
+fn every_help_has_an_example_and_says_what_each_flag_does() {
     fn visit(path: &str, command: &mut clap::Command) {
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "`{path}` does not explain {}", argument.get_id());
+        }
         let help = command.render_long_help().to_string();
         assert!(help.contains("Example"), "`{path} --help` has no example:\n{help}");
         for inner in command.get_subcommands_mut() {

@@ -152,6 +152,17 @@ impl Client {
         self.get(vec!["v1", "log"], from.into_iter().chain(limit).collect()).await
     }
 
+    /// The revision that the server which answers has applied, with a primary or without.
+    pub(crate) async fn applied_revision(&self) -> Result<Reply<u64>> {
+        #[derive(Deserialize)]
+        struct Status {
+            revision: u64,
+        }
+        let reply: Reply<Status> = self.get(vec!["v1", "status"], Vec::new()).await?;
+        let Reply { data, body, server, attempts } = reply;
+        Ok(Reply { data: data.revision, body, server, attempts })
+    }
+
     /// Changes the membership; with `if_membership`, only if it is still the one with that log id. A change whose
     /// reply is lost has an unknown outcome: it is not sent a second time.
     pub async fn change_membership(

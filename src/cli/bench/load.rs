@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::client::ReadName;
+use super::super::common::ReadName;
 use super::super::output::CliError;
 use super::Op;
 use super::find::{Finder, cause_of};

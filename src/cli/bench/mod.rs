@@ -21,8 +21,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::client::ReadName;
-use super::connect::{runtime, servers};
+use super::common::ReadName;
+use super::connect::{CONNECTION, runtime, servers};
 use super::output::{CliError, Exit, Output};
 use crate::client::WINDOW;
 use crate::config::Config;
@@ -37,6 +37,8 @@ Examples:
 It adds to counters bench-0… on the cluster. Latencies are per request, operations are adds (or gets).";
 /// How long the cluster may take to answer before anything is measured.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// A part of the help.
+const LOAD: &str = "Load";
 /// How often the progress bar moves.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -44,28 +46,28 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 #[command(after_help = EXAMPLE)]
 pub(crate) struct BenchArgs {
     /// The servers of the cluster [default: http://127.0.0.1:8001,…8002,…8003]
-    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', help_heading = CONNECTION)]
     servers: Vec<String>,
     /// How many clients work at the same time, each with one request in flight
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = LOAD)]
     clients: u32,
     /// How long to measure
-    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds, help_heading = LOAD)]
     secs: f64,
     /// How long to run before measuring
-    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds, help_heading = LOAD)]
     warmup: f64,
     /// How many adds each request carries
-    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=WINDOW as i64))]
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=WINDOW as i64), help_heading = LOAD)]
     batch: u32,
     /// What to do
-    #[arg(long, value_name = "OP", default_value = "add")]
+    #[arg(long, value_name = "OP", default_value = "add", help_heading = LOAD)]
     op: Op,
     /// How fresh gets have to be
-    #[arg(long, value_name = "LEVEL", default_value = "linearizable")]
+    #[arg(long, value_name = "LEVEL", default_value = "linearizable", help_heading = LOAD)]
     read: ReadName,
     /// Over how many counters to spread, evenly
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000), help_heading = LOAD)]
     keys: u32,
     /// Print one JSON object
     #[arg(long)]
