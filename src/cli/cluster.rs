@@ -109,7 +109,7 @@ pub(crate) fn run(
                 "{flag} says nothing to `cluster init`: it talks to no server"
             )));
         }
-        let arguments = flags.resolve(&Config::load(file, "server")?)?;
+        let arguments = flags.resolve(&Config::load(file, "server")?, true)?;
         super::log_to_stderr("info")?;
         let done = format!(
             "{} is the first server of a new cluster, in {}; start it with `server` in place of `cluster init`, and the same flags",

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use quorate_cluster::node::LOG_KEEP;
 
+use super::addresses;
 use crate::config::{self, Config, ConfigError};
 
 /// What keeps free on the disk when nothing else is said.
@@ -74,10 +75,10 @@ pub(crate) struct IdentityFlags {
     #[arg(long, value_name = "DIR", help_heading = IDENTITY)]
     data: Option<PathBuf>,
     /// The address to serve clients on, such as 127.0.0.1:8001
-    #[arg(long, value_name = "IP:PORT", help_heading = ADDRESSES)]
+    #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket, help_heading = ADDRESSES)]
     listen: Option<SocketAddr>,
     /// The address to serve the other servers on, such as 127.0.0.1:9001
-    #[arg(long, value_name = "IP:PORT", help_heading = ADDRESSES)]
+    #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket, help_heading = ADDRESSES)]
     peer_listen: Option<SocketAddr>,
     /// The URL that clients reach this server under [default: http:// and --listen]
     #[arg(long, value_name = "URL", help_heading = ADDRESSES)]
@@ -114,13 +115,15 @@ pub(crate) struct ServerFlags {
 
 impl ServerFlags {
     pub(crate) fn resolve(self, config: &Config) -> Result<ServerArgs, ConfigError> {
-        let identity = self.identity.resolve(config)?;
+        let identity = self.identity.resolve(config, false)?;
+        let join = config.pick_list("join", self.join)?;
+        join.iter().try_for_each(|address| addresses::host_and_port("--join", address))?;
         Ok(ServerArgs {
             name: identity.name,
             data: identity.data,
             listen: identity.listen,
             peer_listen: identity.peer_listen,
-            join: config.pick_list("join", self.join)?,
+            join,
             advertise: identity.advertise,
             peer_advertise: identity.peer_advertise,
             disk_reserve: config
@@ -137,14 +140,17 @@ impl ServerFlags {
 }
 
 impl IdentityFlags {
-    pub(crate) fn resolve(self, config: &Config) -> Result<InitArgs, ConfigError> {
-        Ok(InitArgs {
+    /// With `written`, for `cluster init`, which writes the addresses down before the server has taken its ports.
+    pub(crate) fn resolve(self, config: &Config, written: bool) -> Result<InitArgs, ConfigError> {
+        let args = InitArgs {
             name: config.require("name", self.name, config::parsed)?,
             data: config.require("data", self.data, config::parsed)?,
-            listen: config.require("listen", self.listen, config::parsed)?,
-            peer_listen: config.require("peer-listen", self.peer_listen, config::parsed)?,
+            listen: config.require("listen", self.listen, addresses::socket)?,
+            peer_listen: config.require("peer-listen", self.peer_listen, addresses::socket)?,
             advertise: config.pick("advertise", self.advertise, config::parsed)?,
             peer_advertise: config.pick("peer-advertise", self.peer_advertise, config::parsed)?,
-        })
+        };
+        addresses::check(&args, written)?;
+        Ok(args)
     }
 }
