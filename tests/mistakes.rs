@@ -156,3 +156,36 @@ async fn the_log_shows_the_newest_unless_told_where_to_begin() {
     let whole = log(&[]).await;
     assert!(whole.stdout.contains(":1}") && whole.stderr.is_empty(), "{whole:?}");
 }
+
+/// `quorate bench`, with Ctrl-C after some seconds.
+async fn interrupted_bench(secs: &str, words: &[&str]) -> Run {
+    let mut command = std::process::Command::new("timeout");
+    command
+        .args(["--preserve-status", "--signal=INT", secs, env!("CARGO_BIN_EXE_quorate"), "bench"])
+        .args(words);
+    support::cli::run(command).await
+}
+
+#[tokio::test]
+async fn an_interrupted_bench_tells_what_it_has_measured() {
+    let cluster = Cluster::start(1).await;
+    let flags = ["--servers", &cluster.url("S1"), "--clients", "2", "--warmup", "0", "--secs", "50"];
+    let run = interrupted_bench("3", &[&flags[..], &["--json"]].concat()).await.expect(DONE);
+    let report = run.json();
+    let secs = report["secs"].as_f64().expect("seconds");
+    assert!(secs > 0.5 && secs < 20.0 && report["ops"].as_u64().is_some_and(|ops| ops > 0), "{report}");
+    assert!(run.stderr.contains("interrupted after"), "{run:?}");
+    let run = interrupted_bench("2", &flags).await.expect(DONE);
+    assert!(run.stdout.contains("ops/s") && run.stderr.contains("interrupted after"), "{run:?}");
+}
+
+#[tokio::test]
+async fn a_bench_tells_what_it_waits_for_and_what_it_does_not_take() {
+    let nobody = support::process::Port::reserve().address();
+    let run = interrupted_bench("2.5", &["--servers", &nobody, "--json"]).await.expect(FAILED);
+    says(&run, &["waiting up to 15 s to begin: no server knows a primary", &nobody, "interrupted before"]);
+    let run = quorate(["bench", "--batch", "2000"]).await.expect(USAGE);
+    says(&run, &["expected 1 to 1000", "a session keeps 1,024 replies"]);
+    let run = quorate(["bench", "--read", "lease"]).await.expect(USAGE);
+    says(&run, &["--read is for --op get"]);
+}

@@ -55,7 +55,7 @@ impl Finder {
             sleep_until(at + PAUSE).await;
         }
         found.at = Some(Instant::now());
-        let mut cause = String::new();
+        let mut causes = Vec::new();
         for server in &self.servers {
             match ask(server).await {
                 Ok(address) => {
@@ -63,10 +63,10 @@ impl Finder {
                     found.address = address;
                     return Ok((found.turn, found.address.clone()));
                 }
-                Err(error) => cause = format!("{server}: {error}"),
+                Err(error) => causes.push(format!("{server} ({error})")),
             }
         }
-        Err(format!("no server knows a primary; {cause}"))
+        Err(format!("no server knows a primary: {}", causes.join(", ")))
     }
 }
 
