@@ -178,6 +178,13 @@ async fn cluster_changes_are_sent_once_and_unknown_when_lost() {
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].body, json!({"op": "promote", "name": "S4", "if_membership": "7"}));
 
+    // The time limit holds, though a change may take longer by default.
+    let server = Stub::start(|_| Act::Hang).await;
+    let begun = std::time::Instant::now();
+    let error = run("cluster promote S4 --timeout 300ms", &server.url()).await.unwrap_err();
+    assert_eq!((error.exit, server.seen("/v1/cluster/members").len()), (Exit::Unknown, 1));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "it took {:?}", begun.elapsed());
+
     let server = Stub::start(|_| Act::Reply(200, json!({}))).await;
     assert_eq!(run("cluster transfer S2", &server.url()).await.unwrap(), Exit::Done);
     assert_eq!(server.seen("/v1/cluster/transfer")[0].body, json!({"to": "S2"}));
