@@ -10,5 +10,6 @@ mod http;
 pub mod server;
 pub mod services;
 
+pub use quorate_storage::delta::Millis;
 pub use quorate_storage::service::{Context, QueryContext, Refusal, Registry, Service};
-pub use quorate_storage::tables::{Table, Tables, View};
+pub use quorate_storage::tables::{Key, Table, Tables, View};

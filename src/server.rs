@@ -8,7 +8,7 @@ use quorate_cluster::clock::SystemClock;
 use quorate_cluster::node::{Node, NodeOptions, StartError, Timing};
 use quorate_cluster::transport::TcpDial;
 use quorate_storage::FORMAT_VERSION;
-use quorate_storage::identity::{Identity, valid_name};
+use quorate_storage::identity::Identity;
 use quorate_storage::log::LogOptions;
 use quorate_storage::node_disk::{self, DiskError};
 use quorate_storage::raft_types::NodeInfo;
@@ -23,9 +23,6 @@ use crate::http;
 /// Why a server ended, or did not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
-    /// The name cannot be used.
-    #[error("{0:?} is not a server's name: use 1 to 64 letters, digits, '-', '_' or '.'")]
-    Name(String),
     /// An address cannot be listened on.
     #[error(
         "cannot listen on {address}: {error}. Is another server running there? `ss -ltnp` shows which process"
@@ -62,9 +59,6 @@ pub enum ServerError {
 /// # Errors
 /// [`ServerError`]; a directory with anything in it is left as it is.
 pub fn init(args: InitArgs, registry: &Registry) -> Result<(), ServerError> {
-    if !valid_name(&args.name) {
-        return Err(ServerError::Name(args.name));
-    }
     let identity = Identity {
         cluster_id: format!("{:032x}", rand::random::<u128>()),
         node_id: quorate_storage::machine::FIRST_NODE_ID,
@@ -88,9 +82,6 @@ pub fn init(args: InitArgs, registry: &Registry) -> Result<(), ServerError> {
 /// # Errors
 /// [`ServerError`].
 pub fn run(args: ServerArgs, registry: Registry) -> Result<(), ServerError> {
-    if !valid_name(&args.name) {
-        return Err(ServerError::Name(args.name));
-    }
     runtime()?.block_on(serve(args, registry))
 }
 

@@ -152,7 +152,7 @@ async fn nobody_there_is_a_failure_for_certain() {
         let run = quorate([words, &["--servers", &url, "--timeout", "300ms"]].concat()).await.expect(FAILED);
         assert_eq!(run.stdout, "", "{words:?}");
         // The cause, what was tried, and what to do next.
-        for text in [&port.address()[..], "refused", "quorate cluster status"] {
+        for text in [&port.address()[..], "refused", "scripts/cluster.sh up"] {
             assert!(run.stderr.contains(text), "no {text:?} in {run:?}");
         }
     }

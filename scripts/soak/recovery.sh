@@ -10,6 +10,8 @@
 # Without a word: all of them, in minutes. The cluster is this script's own, under target/soak/cluster/, on the ports of
 # scripts/cluster.sh. It is deleted at the end; after a failure it stays.
 set -euo pipefail
+# A bench ends well after Ctrl-C, with what it has measured; that is no record.
+trap 'exit 130' INT
 
 cd "$(dirname "$0")/../.."
 # shellcheck source=scripts/lib/process.sh

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 
-use super::connect::{ConnectFlags, background_runtime, runtime};
+use super::common::{CommonFlags, Defaults, Uses};
+use super::connect::{CONNECTION, ConnectFlags, background_runtime, runtime};
 use super::output::{CliError, Exit, Output, Printed};
+use super::shown::{cell, whole};
 use super::{console, repeat, watch};
-use crate::client::{Client, Error, ListQuery, ReadLevel, SessionMode};
-use crate::config::{self, Config, ConfigError};
+use crate::client::{Client, Error, ListQuery, SessionMode};
+use crate::config::{self, Config};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -29,34 +31,10 @@ pub(crate) struct ClientArgs {
     #[command(flatten)]
     common: CommonFlags,
     /// Work in the session of this name; `off` works without (a lost reply is then an unknown outcome)
-    #[arg(long, global = true, value_name = "NAME|off")]
+    #[arg(long, global = true, value_name = "NAME|off", help_heading = CONNECTION)]
     session: Option<String>,
     #[command(subcommand)]
     action: Action,
-}
-
-/// What every single command takes, on the command line and in the console.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct CommonFlags {
-    /// Which counter [default: default]
-    #[arg(long, global = true, value_name = "NAME")]
-    counter: Option<String>,
-    /// How fresh what is read has to be [default: linearizable]
-    #[arg(long, global = true, value_name = "LEVEL")]
-    read: Option<ReadName>,
-    /// The greatest age of a stale read
-    #[arg(long, global = true, value_name = "TIME", value_parser = config::duration)]
-    max_age: Option<Duration>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ReadName {
-    /// Contains everything that was acknowledged before
-    Linearizable,
-    /// The same while the servers' clocks run at about the same speed
-    Lease,
-    /// Whatever the asked server has
-    Stale,
 }
 
 #[derive(Debug, Subcommand)]
@@ -72,6 +50,17 @@ enum Action {
     /// Set the register to text and count, again and again
     #[command(after_help = "Example:\n  quorate client loop --every 1s --text hello_world")]
     Loop(repeat::LoopArgs),
+}
+
+impl Action {
+    fn uses(&self) -> Uses {
+        match self {
+            Self::Single(single) => single.uses(),
+            Self::Watch(_) => Uses { counter: true, read: false },
+            Self::Console => Uses { counter: true, read: true },
+            Self::Loop(_) => Uses::default(),
+        }
+    }
 }
 
 /// A command with one reply.
@@ -120,6 +109,23 @@ pub(crate) enum Single {
     /// List the counters
     #[command(after_help = "Example:\n  quorate client list --prefix page/")]
     List(ListArgs),
+}
+
+impl Single {
+    /// Which of the common flags say something to it.
+    pub(crate) fn uses(&self) -> Uses {
+        let register = |register: &RegisterArgs| {
+            matches!(register.action, RegisterAction::Get | RegisterAction::List(_))
+        };
+        match self {
+            Self::Add { .. } | Self::Minus { .. } | Self::Set { .. } | Self::Cas { .. } | Self::Delete => {
+                Uses { counter: true, read: false }
+            }
+            Self::Get => Uses { counter: true, read: true },
+            Self::List(_) => Uses { counter: false, read: true },
+            Self::Register(arguments) => Uses { counter: false, read: register(arguments) },
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -182,46 +188,14 @@ pub(crate) struct ListArgs {
     limit: u32,
 }
 
-/// The names and the read level of one command, completed.
-#[derive(Debug, Clone)]
-pub(crate) struct Defaults {
-    counter: String,
-    pub(crate) register: String,
-    level: ReadLevel,
-}
-
-impl Defaults {
-    fn resolve(flags: CommonFlags, config: &Config) -> Result<Self, ConfigError> {
-        let name = |key, flag| {
-            config.pick(key, flag, config::parsed).map(|name| name.unwrap_or_else(|| "default".to_owned()))
-        };
-        let read = config.pick("read", flags.read, |text| ReadName::from_str(text, false))?;
-        let level = level(read.unwrap_or(ReadName::Linearizable), flags.max_age);
-        Ok(Self { counter: name("counter", flags.counter)?, register: name("register", None)?, level })
-    }
-
-    /// The same, with what a line of the console says.
-    pub(crate) fn with(&self, flags: CommonFlags) -> Self {
-        Self {
-            counter: flags.counter.unwrap_or_else(|| self.counter.clone()),
-            register: self.register.clone(),
-            level: flags.read.map_or(self.level, |read| level(read, flags.max_age)),
-        }
-    }
-}
-
-fn level(read: ReadName, max_age: Option<Duration>) -> ReadLevel {
-    match read {
-        ReadName::Linearizable => ReadLevel::Linearizable,
-        ReadName::Lease => ReadLevel::Lease,
-        ReadName::Stale => ReadLevel::Stale { max_age },
-    }
-}
-
 pub(crate) fn run(arguments: ClientArgs, config: &Config) -> Result<Exit, CliError> {
-    if let Action::Single(Single::Register(register)) = &arguments.action {
-        register.check()?;
+    arguments.common.check(arguments.action.uses())?;
+    match &arguments.action {
+        Action::Single(Single::Register(register)) => register.check()?,
+        Action::Watch(events) => events.check(arguments.common.counter.as_deref())?,
+        Action::Single(_) | Action::Console | Action::Loop(_) => {}
     }
+    let topic = arguments.common.counter.clone();
     let connection = arguments.connect.resolve(config)?;
     let defaults = Defaults::resolve(arguments.common, config)?;
     let session = match config.pick("session", arguments.session, config::parsed)?.as_deref() {
@@ -237,7 +211,7 @@ pub(crate) fn run(arguments: ClientArgs, config: &Config) -> Result<Exit, CliErr
     runtime()?.block_on(async {
         let result = match arguments.action {
             Action::Single(single) => print_single(&client, &single, &defaults, connection.output()).await,
-            Action::Watch(events) => watch::run(&client, &events, &connection).await,
+            Action::Watch(events) => watch::run(&client, &events, topic.as_deref(), &connection).await,
             Action::Loop(every) => repeat::run(&client, &every, &defaults, connection.output()).await,
             Action::Console => Ok(Exit::Done),
         };
@@ -282,18 +256,18 @@ async fn perform(client: &Client, single: &Single, defaults: &Defaults) -> Resul
         Single::Delete => counter.delete().await?,
         Single::Get => {
             let reply = counter.get(defaults.level).await?;
-            return Ok(Printed { value: reply.value.to_string(), body: reply.body });
+            return Ok(Printed::new(reply.value.to_string(), reply.body));
         }
         Single::List(list) => {
             let reply = client.counters(&list.query(), defaults.level).await?;
             let rows: Vec<_> =
-                reply.counters.iter().map(|row| format!("{}\t{}", row.name, row.value)).collect();
-            note_more(reply.next.as_deref());
-            return Ok(Printed { value: rows.join("\n"), body: reply.body });
+                reply.counters.iter().map(|row| format!("{}\t{}", cell(&row.name), row.value)).collect();
+            let more = more_after(reply.next.as_deref());
+            return Ok(Printed { note: more, ..Printed::new(rows.join("\n"), reply.body) });
         }
         Single::Register(register) => return register.perform(client, defaults).await,
     };
-    Ok(Printed { value: reply.value.to_string(), body: reply.body })
+    Ok(Printed::new(reply.value.to_string(), reply.body))
 }
 
 impl RegisterArgs {
@@ -305,6 +279,9 @@ impl RegisterArgs {
                     "register cas takes OLD and NEW, or --absent and NEW; for example: register cas hello goodbye",
                 ))
             }
+            RegisterAction::List(_) if self.name.is_some() => Err(CliError::usage(
+                "--name is for one register; `register list --prefix` chooses among them",
+            )),
             _ => Ok(()),
         }
     }
@@ -322,25 +299,28 @@ impl RegisterArgs {
             RegisterAction::Delete => register.delete().await?,
             RegisterAction::Get => {
                 let reply = register.get(defaults.level).await?;
-                if reply.text.is_none() {
-                    Output::note(&format!("register {name} is absent"));
-                }
-                return Ok(Printed { value: reply.data.text.unwrap_or_default(), body: reply.body });
+                let note = reply.text.is_none().then(|| format!("register {name} is absent"));
+                let text = whole(reply.data.text.unwrap_or_default());
+                return Ok(Printed { note, ..Printed::new(text, reply.body) });
             }
             RegisterAction::List(list) => {
                 let reply = client.registers(&list.query(), defaults.level).await?;
-                let rows: Vec<_> =
-                    reply.registers.iter().map(|row| format!("{}\t{}", row.name, row.text)).collect();
-                note_more(reply.next.as_deref());
-                return Ok(Printed { value: rows.join("\n"), body: reply.body });
+                let rows: Vec<_> = reply
+                    .registers
+                    .iter()
+                    .map(|row| format!("{}\t{}", cell(&row.name), cell(&row.text)))
+                    .collect();
+                let more = more_after(reply.next.as_deref());
+                return Ok(Printed { note: more, ..Printed::new(rows.join("\n"), reply.body) });
             }
         };
-        if let (None, Some(length)) = (&reply.text, reply.length) {
-            Output::note(&format!(
+        let note = match (&reply.text, reply.length) {
+            (None, Some(length)) => Some(format!(
                 "done; the text has {length} bytes, too many to repeat. `register get` prints it"
-            ));
-        }
-        Ok(Printed { value: reply.data.text.unwrap_or_default(), body: reply.body })
+            )),
+            _ => None,
+        };
+        Ok(Printed { note, ..Printed::new(whole(reply.data.text.unwrap_or_default()), reply.body) })
     }
 }
 
@@ -350,8 +330,6 @@ impl ListArgs {
     }
 }
 
-fn note_more(next: Option<&str>) {
-    if let Some(next) = next {
-        Output::note(&format!("there is more: --after {next}"));
-    }
+fn more_after(next: Option<&str>) -> Option<String> {
+    next.map(|next| format!("there is more: --after {next}"))
 }

@@ -48,14 +48,16 @@ enum ClusterAction {
     /// Show who votes and who learns
     #[command(after_help = "Example:\n  quorate cluster members")]
     Members,
-    /// Show the commands that were applied
-    #[command(after_help = "Example:\n  quorate cluster log --from 100 --limit 20")]
+    /// Show the commands that were applied, the newest last
+    #[command(
+        after_help = "Examples:\n  quorate cluster log --limit 20\n  quorate cluster log --from 100 --limit 20"
+    )]
     Log {
-        /// The first revision [default: the oldest kept]
+        /// The first revision [default: so that the newest are shown]
         #[arg(long, value_name = "REVISION")]
         from: Option<u64>,
         /// At most so many
-        #[arg(long, value_name = "N", default_value_t = 100)]
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
     },
     /// Make a learner a voter
@@ -102,7 +104,12 @@ pub(crate) fn run(
     registry: &Registry,
 ) -> Result<Exit, CliError> {
     if let ClusterAction::Init(flags) = arguments.action {
-        let arguments = flags.resolve(&Config::load(file, "server")?)?;
+        if let Some(flag) = arguments.connect.given() {
+            return Err(CliError::usage(format!(
+                "{flag} says nothing to `cluster init`: it talks to no server"
+            )));
+        }
+        let arguments = flags.resolve(&Config::load(file, "server")?, true)?;
         super::log_to_stderr("info")?;
         let done = format!(
             "{} is the first server of a new cluster, in {}; start it with `server` in place of `cluster init`, and the same flags",
@@ -143,14 +150,14 @@ fn report(connection: &Connection, error: Error) -> Result<CliError, CliError> {
 async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Error> {
     match action {
         // Handled before a client is needed.
-        ClusterAction::Init(_) => Ok(Printed { value: String::new(), body: String::new() }),
+        ClusterAction::Init(_) => Ok(Printed::new(String::new(), String::new())),
         ClusterAction::Status => {
             let reply = client.cluster().await?;
-            Ok(Printed { value: status::render(&reply), body: reply.body })
+            Ok(Printed::new(status::render(&reply), reply.body))
         }
         ClusterAction::Members => {
             let reply = client.cluster().await?;
-            Ok(Printed { value: status::render_members(&reply), body: reply.body })
+            Ok(Printed::new(status::render_members(&reply), reply.body))
         }
         ClusterAction::Log { from, limit } => log(client, *from, *limit).await,
         ClusterAction::Promote(change) => change.carry_out(client, MembershipChange::Promote).await,
@@ -159,27 +166,31 @@ async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Err
         ClusterAction::Transfer { name } => {
             let reply = client.transfer(name.as_deref()).await?;
             let value = text_of(&reply, "primary").unwrap_or_else(|| "transferred".to_owned());
-            Ok(Printed { value, body: reply.body })
+            Ok(Printed::new(value, reply.body))
         }
         ClusterAction::Snapshot => {
             let reply = client.snapshot().await?;
             let (server, revision) = (&reply["server"], &reply["revision"]);
-            Output::note(&format!("written by {} at revision {revision}", status::plain(server)));
+            let note = Some(format!("written by {} at revision {revision}", status::plain(server)));
             let value = text_of(&reply, "file").unwrap_or_else(|| reply.body.clone());
-            Ok(Printed { value, body: reply.body })
+            Ok(Printed { note, ..Printed::new(value, reply.body) })
         }
         ClusterAction::Set { name, value } => {
             // `true` and `3` are what they look like; anything else is a text.
             let value: Value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.clone()));
             let reply = client.set_setting(name, &value).await?;
-            Ok(Printed { value: format!("{name} = {}", status::plain(&value)), body: reply.body })
+            Ok(Printed::new(format!("{name} = {}", status::plain(&value)), reply.body))
         }
     }
 }
 
-/// Asks for page after page: a server ends one early when its commands are long.
+/// From a revision on, or the newest. Asks for page after page: a server ends one early when its commands are long.
 async fn log(client: &Client, from: Option<u64>, limit: u32) -> Result<Printed, Error> {
-    let first = client.log(from, Some(limit)).await?;
+    let begin = match from {
+        Some(from) => from,
+        None => (client.applied_revision().await?.data + 1).saturating_sub(u64::from(limit)).max(1),
+    };
+    let first = client.log(Some(begin), Some(limit)).await?;
     let (mut page, mut body) = (first.data, first.body);
     while let Some(next) = page.next.filter(|_| page.deltas.len() < limit as usize) {
         let more = client.log(Some(next), Some(limit - page.deltas.len() as u32)).await?;
@@ -190,10 +201,17 @@ async fn log(client: &Client, from: Option<u64>, limit: u32) -> Result<Printed, 
         page.next = more.next;
         page.deltas.extend(more.data.deltas);
     }
-    if let Some(next) = page.next.filter(|_| page.deltas.len() == limit as usize) {
-        Output::note(&format!("there may be more: --from {next}"));
-    }
-    Ok(Printed { value: status::render_log(&page), body })
+    let note = match from {
+        Some(_) => page
+            .next
+            .filter(|_| page.deltas.len() == limit as usize)
+            .map(|next| format!("there may be more: --from {next}")),
+        None => page
+            .oldest
+            .filter(|oldest| *oldest < begin)
+            .map(|oldest| format!("there are older ones: --from {oldest}")),
+    };
+    Ok(Printed { note, ..Printed::new(status::render_log(&page), body) })
 }
 
 /// The bodies of two pages of the log as one: the fields that this version does not know stay.
@@ -216,7 +234,7 @@ impl Change {
             MembershipChange::Demote => "is a learner",
             MembershipChange::Remove => "is removed",
         };
-        Ok(Printed { value: format!("{} {done}", self.name), body: reply.body })
+        Ok(Printed::new(format!("{} {done}", self.name), reply.body))
     }
 }
 

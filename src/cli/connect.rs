@@ -9,13 +9,16 @@ use super::output::{CliError, Output};
 use crate::client::{Client, ClientBuilder, DEFAULT_SERVERS, DEFAULT_TIMEOUT};
 use crate::config::{self, Config, ConfigError};
 
+/// Flags that say whom a command talks to, and how.
+pub(crate) const CONNECTION: &str = "Connection";
+
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct ConnectFlags {
     /// The servers to ask [default: http://127.0.0.1:8001,…8002,…8003]
-    #[arg(long, global = true, value_name = "URL,…", value_delimiter = ',')]
+    #[arg(long, global = true, value_name = "URL,…", value_delimiter = ',', help_heading = CONNECTION)]
     servers: Vec<String>,
     /// How long a request may take, all its retries included [default: 5s]
-    #[arg(long, global = true, value_name = "TIME", value_parser = config::duration)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = config::duration, help_heading = CONNECTION)]
     timeout: Option<Duration>,
     /// Print the HTTP body
     #[arg(long, global = true)]
@@ -31,6 +34,16 @@ pub(crate) struct Connection {
 }
 
 impl ConnectFlags {
+    /// One of the flags that were given, for a command that has no use for any.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let flags = [
+            ("--servers", !self.servers.is_empty()),
+            ("--timeout", self.timeout.is_some()),
+            ("--json", self.json),
+        ];
+        flags.into_iter().find_map(|(flag, given)| given.then_some(flag))
+    }
+
     pub(crate) fn resolve(self, config: &Config) -> Result<Connection, ConfigError> {
         self.resolve_with(config, DEFAULT_TIMEOUT)
     }

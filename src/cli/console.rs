@@ -10,7 +10,8 @@ use rustyline::history::FileHistory;
 use rustyline::{CompletionType, Config, Context, Editor, Helper, Highlighter, Hinter, Validator};
 use tokio::runtime::Runtime;
 
-use super::client::{CommonFlags, Defaults, Single, close, print_single};
+use super::client::{Single, close, print_single};
+use super::common::{CommonFlags, Defaults, Uses};
 use super::connect::Connection;
 use super::output::{CliError, Exit, Output};
 use super::{status, words};
@@ -143,12 +144,17 @@ async fn perform(
     defaults: &Defaults,
     connection: &Connection,
 ) -> Result<Exit, CliError> {
+    let uses = match &line.action {
+        LineAction::Single(single) => single.uses(),
+        LineAction::Status | LineAction::Quit => Uses::default(),
+    };
+    line.common.check(uses)?;
     match line.action {
         LineAction::Single(single) => {
             if let Single::Register(register) = &single {
                 register.check()?;
             }
-            print_single(client, &single, &defaults.with(line.common), connection.output()).await
+            print_single(client, &single, &defaults.with(line.common)?, connection.output()).await
         }
         LineAction::Status => {
             let reply = client.cluster().await?;

@@ -4,14 +4,17 @@
 //! code is 0 when it was done, 1 when it was refused or failed for certain, 2 for a mistake in the command line or the
 //! configuration, and 3 when the outcome is unknown.
 
+mod addresses;
 mod bench;
 mod client;
 mod cluster;
+mod common;
 mod connect;
 mod console;
 mod output;
 mod repeat;
 pub mod server_args;
+mod shown;
 mod status;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
+use super::shown;
 use crate::client::{BuildError, Error};
 use crate::config::ConfigError;
 
@@ -73,6 +74,14 @@ impl From<io::Error> for CliError {
 pub(crate) struct Printed {
     pub(crate) value: String,
     pub(crate) body: String,
+    /// What a person is told after it, on stderr.
+    pub(crate) note: Option<String>,
+}
+
+impl Printed {
+    pub(crate) fn new(value: String, body: String) -> Self {
+        Self { value, body, note: None }
+    }
 }
 
 /// The two streams of a command.
@@ -88,7 +97,11 @@ impl Output {
 
     /// Prints a reply; false when the reader of stdout went away and wants no more.
     pub(crate) fn reply(self, printed: &Printed) -> io::Result<bool> {
-        Self::is_wanted(if self.json { &printed.body } else { &printed.value })
+        let wanted = Self::is_wanted(if self.json { &printed.body } else { &printed.value })?;
+        if let Some(note) = &printed.note {
+            Self::note(note);
+        }
+        Ok(wanted)
     }
 
     /// With `--json`, a refusal's body is what the program reads.
@@ -128,7 +141,7 @@ impl Output {
     /// A remark for a person, on stderr.
     pub(crate) fn note(text: &str) {
         // There is nobody left to tell when stderr is closed.
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = writeln!(io::stderr().lock(), "{}", shown::remark(text));
     }
 
     /// An error, on stderr.

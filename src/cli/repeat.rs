@@ -5,8 +5,9 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::{Instant, sleep_until};
 
-use super::client::Defaults;
+use super::common::Defaults;
 use super::output::{CliError, Exit, Output, Printed};
+use super::shown::whole;
 use crate::client::{Client, Error};
 use crate::config;
 
@@ -43,14 +44,14 @@ pub(crate) async fn run(
         };
         match reply {
             Ok(reply) => {
-                let printed = Printed { value: reply.data.text.unwrap_or_default(), body: reply.body };
+                let printed = Printed::new(whole(reply.data.text.unwrap_or_default()), reply.body);
                 if !output.reply(&printed)? {
                     return Ok(Exit::Done);
                 }
             }
             Err(error) => {
                 output.refusal(&error)?;
-                return Err(silent(&error, &text));
+                return Err(failed(error, &text));
             }
         }
         // A reply that took longer than the interval is followed by the next sending at once, not by several.
@@ -66,10 +67,8 @@ pub(crate) async fn run(
     Ok(Exit::Done)
 }
 
-/// Servers that are all silent end the loop with "unknown", whether or not the last text had been sent.
-fn silent(error: &Error, text: &str) -> CliError {
-    match error.refused() {
-        Some(_) => CliError { exit: Exit::Failed, message: error.to_string() },
-        None => CliError { exit: Exit::Unknown, message: format!("no reply to {text}: {error}") },
-    }
+/// The error of a single command, with the text that it speaks of.
+fn failed(error: Error, text: &str) -> CliError {
+    let error = CliError::from(error);
+    CliError { message: format!("at {text}: {}", error.message), ..error }
 }

@@ -7,11 +7,17 @@ use std::time::Duration;
 use clap::Args;
 use quorate_cluster::node::LOG_KEEP;
 
+use super::addresses;
 use crate::config::{self, Config, ConfigError};
 
 /// What keeps free on the disk when nothing else is said.
 const DEFAULT_DISK_RESERVE: u64 = 256 << 20;
 const DEFAULT_LOG_LEVEL: &str = "info";
+// The parts of the help.
+const IDENTITY: &str = "Identity";
+const ADDRESSES: &str = "Addresses";
+const DISK: &str = "Disk";
+const TIMING: &str = "Timing";
 
 /// Everything that `quorate server` was told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,22 +69,22 @@ pub struct InitArgs {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct IdentityFlags {
     /// The server's stable name, such as S1
-    #[arg(long)]
+    #[arg(long, help_heading = IDENTITY)]
     name: Option<String>,
     /// The directory that holds its log and state
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = IDENTITY)]
     data: Option<PathBuf>,
     /// The address to serve clients on, such as 127.0.0.1:8001
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket, help_heading = ADDRESSES)]
     listen: Option<SocketAddr>,
     /// The address to serve the other servers on, such as 127.0.0.1:9001
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket, help_heading = ADDRESSES)]
     peer_listen: Option<SocketAddr>,
     /// The URL that clients reach this server under [default: http:// and --listen]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = ADDRESSES)]
     advertise: Option<String>,
     /// The address that other servers reach this one under [default: --peer-listen]
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", help_heading = ADDRESSES)]
     peer_advertise: Option<String>,
 }
 
@@ -88,19 +94,19 @@ pub(crate) struct ServerFlags {
     #[command(flatten)]
     identity: IdentityFlags,
     /// Peer addresses of servers to join through, when DIR is empty
-    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',')]
+    #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', help_heading = ADDRESSES)]
     join: Vec<String>,
     /// Refuse writes when less than this is free on the disk [default: 256MiB]
-    #[arg(long, value_name = "BYTES", value_parser = config::bytes)]
+    #[arg(long, value_name = "BYTES", value_parser = config::bytes, help_heading = DISK)]
     disk_reserve: Option<u64>,
     /// How many log entries to keep behind a flush; a server that lacks older ones gets a snapshot [default: 10000]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = DISK)]
     log_keep: Option<u64>,
     /// The shortest time without a primary before an election, such as 300ms
-    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    #[arg(long, value_name = "TIME", value_parser = config::duration, help_heading = TIMING)]
     election_timeout: Option<Duration>,
     /// The interval of the primary's heartbeats, such as 50ms
-    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    #[arg(long, value_name = "TIME", value_parser = config::duration, help_heading = TIMING)]
     heartbeat: Option<Duration>,
     /// What to log on stderr: error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL")]
@@ -109,13 +115,15 @@ pub(crate) struct ServerFlags {
 
 impl ServerFlags {
     pub(crate) fn resolve(self, config: &Config) -> Result<ServerArgs, ConfigError> {
-        let identity = self.identity.resolve(config)?;
+        let identity = self.identity.resolve(config, false)?;
+        let join = config.pick_list("join", self.join)?;
+        join.iter().try_for_each(|address| addresses::host_and_port("--join", address))?;
         Ok(ServerArgs {
             name: identity.name,
             data: identity.data,
             listen: identity.listen,
             peer_listen: identity.peer_listen,
-            join: config.pick_list("join", self.join)?,
+            join,
             advertise: identity.advertise,
             peer_advertise: identity.peer_advertise,
             disk_reserve: config
@@ -132,14 +140,17 @@ impl ServerFlags {
 }
 
 impl IdentityFlags {
-    pub(crate) fn resolve(self, config: &Config) -> Result<InitArgs, ConfigError> {
-        Ok(InitArgs {
+    /// With `written`, for `cluster init`, which writes the addresses down before the server has taken its ports.
+    pub(crate) fn resolve(self, config: &Config, written: bool) -> Result<InitArgs, ConfigError> {
+        let args = InitArgs {
             name: config.require("name", self.name, config::parsed)?,
             data: config.require("data", self.data, config::parsed)?,
-            listen: config.require("listen", self.listen, config::parsed)?,
-            peer_listen: config.require("peer-listen", self.peer_listen, config::parsed)?,
+            listen: config.require("listen", self.listen, addresses::socket)?,
+            peer_listen: config.require("peer-listen", self.peer_listen, addresses::socket)?,
             advertise: config.pick("advertise", self.advertise, config::parsed)?,
             peer_advertise: config.pick("peer-advertise", self.peer_advertise, config::parsed)?,
-        })
+        };
+        addresses::check(&args, written)?;
+        Ok(args)
     }
 }

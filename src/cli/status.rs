@@ -4,6 +4,7 @@ use comfy_table::presets::{NOTHING, UTF8_FULL_CONDENSED};
 use comfy_table::{CellAlignment, Table};
 use serde_json::Value;
 
+use super::shown::cell;
 use crate::client::{ClusterStatus, LogPage, LoggedDelta, ServerStatus};
 
 /// Stands for what is not known.
@@ -31,7 +32,10 @@ pub(crate) fn render(status: &ClusterStatus) -> String {
     servers.load_style(UTF8_FULL_CONDENSED.with_rounded_corners());
     let header = ["server", "role", "state", "ready", "revision", "lag", "checkpoint", "node", "url", "peer"];
     servers.set_header(header);
-    for server in &status.servers {
+    // The cluster has them in the order of their node ids, which tells nobody anything.
+    let mut by_name: Vec<&ServerStatus> = status.servers.iter().collect();
+    by_name.sort_by(|a, b| (&a.name, a.node_id).cmp(&(&b.name, b.node_id)));
+    for server in by_name {
         servers.add_row(row(server));
     }
     for (at, name) in header.iter().enumerate() {
@@ -44,7 +48,7 @@ pub(crate) fn render(status: &ClusterStatus) -> String {
 
 fn row(server: &ServerStatus) -> [String; 10] {
     [
-        server.name.clone(),
+        cell(&server.name),
         text(server.role.as_deref()),
         plain(&server.state),
         yes_or_no(server.ready),
@@ -99,11 +103,11 @@ pub(crate) fn render_members(status: &ClusterStatus) -> String {
     let mut table = plain_table();
     let membership = &status.membership;
     for (names, role) in [(&membership.voters, "voter"), (&membership.learners, "learner")] {
-        for name in names {
-            let server = status.servers.iter().find(|server| &server.name == name);
+        for name in sorted(names) {
+            let server = status.servers.iter().find(|server| server.name == name);
             let peer = text(server.and_then(|server| server.peer.as_deref()));
-            let primary = if status.primary.as_ref() == Some(name) { "primary" } else { "" };
-            table.add_row([name, role, &peer, primary]);
+            let primary = if status.primary.as_deref() == Some(name) { "primary" } else { "" };
+            table.add_row([&cell(name), role, &peer, primary]);
         }
     }
     let joint = if membership.joint { "\nin the middle of a change" } else { "" };
@@ -119,8 +123,8 @@ pub(crate) fn render_log(page: &LogPage) -> String {
             delta.revision.to_string(),
             utc(delta.time_ms),
             session(delta),
-            delta.service.clone(),
-            delta.command.to_string(),
+            cell(&delta.service),
+            cell(&delta.command.to_string()),
         ]);
     }
     trimmed(&table)
@@ -137,8 +141,8 @@ fn session(delta: &LoggedDelta) -> String {
 pub(crate) fn plain(value: &Value) -> String {
     match value {
         Value::Null => NONE.to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => cell(text),
+        other => cell(&other.to_string()),
     }
 }
 
@@ -156,11 +160,17 @@ fn trimmed(table: &Table) -> String {
 }
 
 fn names(names: &[String]) -> String {
-    if names.is_empty() { NONE.to_owned() } else { names.join(" ") }
+    if names.is_empty() { NONE.to_owned() } else { cell(&sorted(names).join(" ")) }
+}
+
+fn sorted(names: &[String]) -> Vec<&str> {
+    let mut sorted: Vec<&str> = names.iter().map(String::as_str).collect();
+    sorted.sort_unstable();
+    sorted
 }
 
 fn text(text: Option<&str>) -> String {
-    text.unwrap_or(NONE).to_owned()
+    cell(text.unwrap_or(NONE))
 }
 
 fn number(number: Option<u64>) -> String {

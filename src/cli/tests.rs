@@ -76,8 +76,11 @@ fn mistakes_are_refused() {
 }
 
 #[test]
-fn every_help_has_an_example() {
+fn every_help_has_an_example_and_says_what_each_flag_does() {
     fn visit(path: &str, command: &mut clap::Command) {
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "`{path}` does not explain {}", argument.get_id());
+        }
         let help = command.render_long_help().to_string();
         assert!(help.contains("Example"), "`{path} --help` has no example:\n{help}");
         for inner in command.get_subcommands_mut() {
@@ -157,8 +160,13 @@ async fn a_loop_counts_replies_and_gives_up_on_silence() {
         server.seen("/register/set").into_iter().map(|seen| seen.body["text"].clone()).collect();
     assert_eq!(texts, [json!("a1"), json!("a2"), json!("a3")]);
     let error = run("client loop --timeout 100ms", &nobody().await).await.unwrap_err();
+    assert_eq!(error.exit, Exit::Failed);
+    assert!(error.message.contains("at hello_world1: not applied"), "{}", error.message);
+    let hanging =
+        Stub::start(|seen| if seen.path.contains("register") { Act::Hang } else { usual(seen) }).await;
+    let error = run("client loop --timeout 200ms", &hanging.url()).await.unwrap_err();
     assert_eq!(error.exit, Exit::Unknown);
-    assert!(error.message.contains("no reply to hello_world1"), "{}", error.message);
+    assert!(error.message.contains("at hello_world1: outcome unknown"), "{}", error.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,6 +177,13 @@ async fn cluster_changes_are_sent_once_and_unknown_when_lost() {
     let seen = server.seen("/v1/cluster/members");
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].body, json!({"op": "promote", "name": "S4", "if_membership": "7"}));
+
+    // The time limit holds, though a change may take longer by default.
+    let server = Stub::start(|_| Act::Hang).await;
+    let begun = std::time::Instant::now();
+    let error = run("cluster promote S4 --timeout 300ms", &server.url()).await.unwrap_err();
+    assert_eq!((error.exit, server.seen("/v1/cluster/members").len()), (Exit::Unknown, 1));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "it took {:?}", begun.elapsed());
 
     let server = Stub::start(|_| Act::Reply(200, json!({}))).await;
     assert_eq!(run("cluster transfer S2", &server.url()).await.unwrap(), Exit::Done);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::transport::{Repeat, Request};
-use super::{Client, Reply, Result, decode, servers};
+use super::{Client, DEFAULT_TIMEOUT, Reply, Result, decode, not_understood, servers};
 
 /// What `GET /v1/cluster` tells.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -136,7 +136,12 @@ impl MembershipChange {
 impl Client {
     /// The state of the whole cluster, as one server sees it.
     pub async fn cluster(&self) -> Result<Reply<ClusterStatus>> {
-        self.get(vec!["v1", "cluster"], Vec::new()).await
+        let reply: Reply<ClusterStatus> = self.get(vec!["v1", "cluster"], Vec::new()).await?;
+        if reply.cluster_id.is_null() && reply.servers.is_empty() {
+            let said = "answered with JSON that has neither `cluster_id` nor `servers`".to_owned();
+            return Err(not_understood(&reply.server, said, false));
+        }
+        Ok(reply)
     }
 
     /// The deltas that are still kept, from a revision on. A page may hold fewer than `limit` although there are more,
@@ -145,6 +150,17 @@ impl Client {
         let from = from.map(|from| ("from", from.to_string()));
         let limit = limit.map(|limit| ("limit", limit.to_string()));
         self.get(vec!["v1", "log"], from.into_iter().chain(limit).collect()).await
+    }
+
+    /// The revision that the server which answers has applied, with a primary or without.
+    pub(crate) async fn applied_revision(&self) -> Result<Reply<u64>> {
+        #[derive(Deserialize)]
+        struct Status {
+            revision: u64,
+        }
+        let reply: Reply<Status> = self.get(vec!["v1", "status"], Vec::new()).await?;
+        let Reply { data, body, server, attempts } = reply;
+        Ok(Reply { data: data.revision, body, server, attempts })
     }
 
     /// Changes the membership; with `if_membership`, only if it is still the one with that log id. A change whose
@@ -159,13 +175,13 @@ impl Client {
         if let Some(log_id) = if_membership {
             body["if_membership"] = log_id.clone();
         }
-        self.administer("members", &body, Repeat::Harmful).await
+        self.change("members", &body).await
     }
 
     /// Hands the primary's office to another server, or to the best one when none is named.
     pub async fn transfer(&self, to: Option<&str>) -> Result<Reply<Value>> {
         let body = to.map_or_else(|| json!({}), |to| json!({"to": to}));
-        self.administer("transfer", &body, Repeat::Harmful).await
+        self.change("transfer", &body).await
     }
 
     /// Has a snapshot written, as a backup.
@@ -178,6 +194,15 @@ impl Client {
     pub async fn set_setting(&self, name: &str, value: &Value) -> Result<Reply<Value>> {
         // The same value set twice is the same value.
         self.administer("settings", &json!({ name: value }), Repeat::Harmless).await
+    }
+
+    /// A change may take long; that no server takes it, for want of a primary, is known sooner.
+    async fn change(&self, what: &str, body: &Value) -> Result<Reply<Value>> {
+        let body = Bytes::from(body.to_string());
+        let request = Request::post(vec!["v1", "cluster", what], body, Repeat::Harmful);
+        let request = Request { patience: Some(DEFAULT_TIMEOUT), ..request };
+        let answer = self.inner.transport.call(&request, self.deadline()).await?;
+        decode(answer, true)
     }
 
     async fn administer(&self, what: &str, body: &Value, repeat: Repeat) -> Result<Reply<Value>> {

@@ -20,7 +20,7 @@ pub enum Error {
     #[error("{0}")]
     Refused(Box<Refused>),
     /// No server carried the request out, for certain.
-    #[error("not applied: {0}")]
+    #[error("{what}: {0}", what = if .0.changes { "not applied" } else { "not answered" })]
     NotApplied(Box<Failure>),
     /// The request may or may not have been applied.
     #[error("outcome unknown: {0}")]
@@ -85,6 +85,15 @@ impl Refused {
         self.refusal.is_some()
     }
 
+    /// The "no" of a server. What is none of Quorate's says whose word it is.
+    pub(crate) fn by(server: &str, status: u16, problem: Problem) -> Self {
+        let refused = Self::new(status, problem);
+        match refused.problem.get("code") {
+            Some(_) => refused,
+            None => Self { detail: format!("{server}: {}", refused.detail), ..refused },
+        }
+    }
+
     pub(crate) fn new(status: u16, problem: Problem) -> Self {
         Self {
             code: problem.code,
@@ -121,6 +130,8 @@ impl fmt::Display for Refused {
 pub struct Failure {
     /// Why the request was given up.
     pub cause: String,
+    /// Is it a request that changes something, and not a mere question?
+    pub changes: bool,
     /// The last problem code that a server named.
     pub code: Option<String>,
     /// The last attempts, oldest first (at most [`TRIED_KEPT`]).
@@ -145,6 +156,12 @@ pub struct Tried {
 
 pub(crate) const NEXT_NOT_APPLIED: &str =
     "see `quorate cluster status`; it is safe to send the request again";
+const NEXT_NOT_ANSWERED: &str = "see `quorate cluster status`, or ask again";
+const NEXT_NOBODY: &str =
+    "is a server running there? `scripts/cluster.sh up` starts three; --servers names others";
+/// What the HTTP library says of a connection that ended where an answer was to come.
+const CLOSED: &str = "connection closed before message completed";
+pub(crate) const PEER_PORT: &str = "is this a peer port? --servers wants the HTTP address, that of --listen";
 pub(crate) const NEXT_UNKNOWN: &str =
     "read the state, or `quorate cluster log`, before sending the request again";
 
@@ -152,15 +169,20 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.cause)?;
         if !self.tried.is_empty() {
-            write!(f, "; tried {}", if self.attempts == 1 { "once" } else { "" })?;
-            if self.attempts > 1 {
-                write!(f, "{} times", self.attempts)?;
+            match self.attempts {
+                1 => write!(f, "; tried once")?,
+                attempts => write!(f, "; tried {attempts} times")?,
             }
             let mut separator = ": ";
             for tried in last_per_server(&self.tried) {
-                write!(f, "{separator}{} ({})", tried.server, tried.cause)?;
-                separator = ", ";
+                write!(f, "{separator}{} ({}", tried.server, tried.cause)?;
+                let mut attempts = self.tried.iter().filter(|other| other.server == tried.server);
+                if attempts.all(|attempt| attempt.cause == CLOSED) {
+                    write!(f, "; {PEER_PORT}")?;
+                }
+                separator = "), ";
             }
+            write!(f, ")")?;
         }
         write!(f, "; next: {}", self.next)
     }
@@ -184,9 +206,12 @@ pub(crate) struct History {
     tried: Vec<Tried>,
     attempts: u32,
     code: Option<String>,
+    /// Did any server take a connection?
+    reached: bool,
 }
 
 impl History {
+    /// An attempt on a server that took the connection.
     pub(crate) fn add(&mut self, server: &str, cause: String, code: Option<String>) {
         if self.tried.len() == TRIED_KEPT {
             self.tried.remove(0);
@@ -194,21 +219,45 @@ impl History {
         self.tried.push(Tried { server: server.to_owned(), cause });
         self.attempts += 1;
         self.code = code;
+        self.reached = true;
+    }
+
+    /// An attempt on a server that cannot be reached.
+    pub(crate) fn add_unreached(&mut self, server: &str, cause: String) {
+        let reached = self.reached;
+        self.add(server, cause, None);
+        self.reached = reached;
     }
 
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// The error that this history ends in.
+    /// The error that a command's history ends in.
     pub(crate) fn fail(self, maybe_applied: bool, cause: String) -> Error {
-        let failure = |next| {
-            Box::new(Failure { cause, code: self.code, tried: self.tried, attempts: self.attempts, next })
-        };
         if maybe_applied {
-            Error::Unknown(failure(NEXT_UNKNOWN))
+            Error::Unknown(self.failure(cause, true, NEXT_UNKNOWN))
         } else {
-            Error::NotApplied(failure(NEXT_NOT_APPLIED))
+            Error::NotApplied(self.failure(cause, true, NEXT_NOT_APPLIED))
         }
+    }
+
+    /// The error that a question's history ends in.
+    pub(crate) fn fail_question(self, cause: String) -> Error {
+        Error::NotApplied(self.failure(cause, false, NEXT_NOT_ANSWERED))
+    }
+
+    fn failure(self, cause: String, changes: bool, next: &'static str) -> Box<Failure> {
+        let nobody = !self.reached && self.attempts > 0;
+        let (cause, next) =
+            if nobody { ("no server can be reached".to_owned(), NEXT_NOBODY) } else { (cause, next) };
+        Box::new(Failure {
+            cause,
+            changes,
+            code: self.code,
+            tried: self.tried,
+            attempts: self.attempts,
+            next,
+        })
     }
 }

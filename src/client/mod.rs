@@ -60,7 +60,9 @@ pub use session::{SessionMode, WINDOW};
 pub use watch::{Event, Position, Watch};
 
 use error::History;
+pub(crate) use error::PEER_PORT;
 use problem::Problem;
+pub(crate) use servers::parse as parse_server;
 use session::{Sessions, Ticket};
 use transport::{Answer, Repeat, Request, Transport};
 
@@ -282,15 +284,19 @@ fn bad_request(detail: String) -> Error {
     Error::Refused(Box::new(Refused::new(400, problem)))
 }
 
+/// The error after a reply that is none of Quorate's, or of another version.
+fn not_understood(server: &str, said: String, changes: bool) -> Error {
+    let mut history = History::default();
+    history.add(server, said, None);
+    let cause =
+        "the reply could not be read; is it a Quorate server, and of the same version as this client?";
+    if changes { history.fail(true, cause.to_owned()) } else { history.fail_question(cause.to_owned()) }
+}
+
 fn decode<T: DeserializeOwned>(answer: Answer, changes: bool) -> Result<Reply<T>> {
     let data = serde_json::from_slice(&answer.body).map_err(|error| {
         // It was carried out, but what came of it cannot be told.
-        let mut history = History::default();
-        history.add(&answer.server, format!("answered in words not understood: {error}"), None);
-        history.fail(
-            changes,
-            "the reply could not be read; are client and servers of the same version?".to_owned(),
-        )
+        not_understood(&answer.server, format!("answered in words not understood: {error}"), changes)
     })?;
     let body = String::from_utf8_lossy(&answer.body).into_owned();
     Ok(Reply { data, body, server: answer.server, attempts: answer.attempts })

@@ -21,17 +21,22 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// Reads a body; what is no problem document (a proxy's page, say) becomes one with the code `http_STATUS`.
+    /// Reads a body; what is no problem document (another program's page, say) becomes one with the code
+    /// `http_STATUS`.
     pub(crate) fn read(status: u16, body: &[u8]) -> Self {
         let mut problem = Self::from_json(serde_json::from_slice(body).unwrap_or_default());
         if problem.code.is_empty() {
             problem.code = format!("http_{status}");
         }
         if problem.detail.is_empty() {
-            let text = String::from_utf8_lossy(body);
-            let start: String = text.trim().chars().take(200).collect();
             problem.detail =
-                if start.is_empty() { format!("HTTP status {status} with an empty body") } else { start };
+                format!("HTTP status {status}, but not from a Quorate server: is the address right?");
+            let text = String::from_utf8_lossy(body);
+            let line: String = text.trim().lines().next().unwrap_or_default().chars().take(200).collect();
+            // The first line of a page says nothing to a person.
+            if !line.is_empty() && !line.starts_with('<') {
+                problem.detail.push_str(&format!(" It says: {line}"));
+            }
         }
         problem
     }

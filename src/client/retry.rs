@@ -15,6 +15,16 @@ use super::transport::{Repeat, Request, Transport};
 const BACKOFF_FIRST: Duration = Duration::from_millis(15);
 const BACKOFF_MAX: Duration = Duration::from_millis(250);
 
+/// What cannot be sent again is not begun with little time left, which would only make its outcome unknown.
+fn last_start(request: &Request<'_>, deadline: Instant, attempt_timeout: Duration) -> Instant {
+    let now = Instant::now();
+    let last = match request.repeat {
+        Repeat::Harmful => deadline - attempt_timeout.min(deadline.saturating_duration_since(now) / 2),
+        Repeat::Read | Repeat::Harmless => deadline,
+    };
+    request.patience.map_or(last, |patience| last.min(now + patience))
+}
+
 /// The state of one request between its attempts.
 pub(super) struct Retries<'a> {
     transport: &'a Transport,
@@ -22,6 +32,8 @@ pub(super) struct Retries<'a> {
     pub(super) route: Route,
     pub(super) history: History,
     deadline: Instant,
+    /// No attempt begins later.
+    last_start: Instant,
     attempt_timeout: Duration,
     maybe_applied: bool,
     backoff: Duration,
@@ -35,6 +47,7 @@ impl<'a> Retries<'a> {
             route: transport.servers.route(),
             history: History::default(),
             deadline,
+            last_start: last_start(request, deadline, transport.attempt_timeout),
             attempt_timeout: transport.attempt_timeout,
             maybe_applied: false,
             backoff: BACKOFF_FIRST,
@@ -50,7 +63,7 @@ impl<'a> Retries<'a> {
     }
 
     pub(super) fn refused(&mut self, server: &Url, status: u16, problem: Box<Problem>) -> Error {
-        let refused = Refused::new(status, *problem);
+        let refused = Refused::by(&servers::name(server), status, *problem);
         // A service's refusal is the remembered reply. Another "no" speaks of its own attempt alone.
         if !self.maybe_applied || refused.is_by_service() {
             return Error::Refused(Box::new(refused));
@@ -119,7 +132,11 @@ impl<'a> Retries<'a> {
     ) -> Result<(), Error> {
         let name = servers::name(server);
         debug!(server = %name, %cause, maybe_applied, "attempt failed");
-        self.history.add(&name, cause, code);
+        if maybe_applied || code.is_some() {
+            self.history.add(&name, cause, code);
+        } else {
+            self.history.add_unreached(&name, cause);
+        }
         self.maybe_applied |= maybe_applied && self.repeat != Repeat::Read;
         if self.maybe_applied && self.repeat == Repeat::Harmful {
             let cause = "the request has no session, so a lost reply cannot be asked for again".to_owned();
@@ -132,23 +149,30 @@ impl<'a> Retries<'a> {
         let jitter = rand::random_range(0.5..1.0);
         let wait = self.backoff.mul_f64(jitter).max(at_least.mul_f64(0.75 + jitter / 2.0));
         self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
-        if Instant::now() + wait < self.deadline {
+        if Instant::now() + wait < self.last_start {
             sleep(wait).await;
         } else {
             // The last word is said at the deadline, not before it: the caller asked to wait that long.
-            sleep_until(self.deadline).await;
+            sleep_until(self.last_start).await;
         }
         self.check_deadline()
     }
 
     fn check_deadline(&mut self) -> Result<(), Error> {
-        if Instant::now() < self.deadline {
+        if Instant::now() < self.last_start {
             return Ok(());
+        }
+        if self.last_start < self.deadline {
+            return Err(self.give_up("no server takes the request".to_owned()));
         }
         Err(self.give_up("no reply before the deadline".to_owned()))
     }
 
     pub(super) fn give_up(&mut self, cause: String) -> Error {
-        std::mem::take(&mut self.history).fail(self.maybe_applied, cause)
+        let history = std::mem::take(&mut self.history);
+        match self.repeat {
+            Repeat::Read => history.fail_question(cause),
+            Repeat::Harmless | Repeat::Harmful => history.fail(self.maybe_applied, cause),
+        }
     }
 }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Url};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -43,22 +44,34 @@ pub(crate) struct Request<'a> {
     pub(crate) body: Option<Bytes>,
     pub(crate) ticket: Option<&'a Ticket>,
     pub(crate) repeat: Repeat,
+    /// How long to look for a server that takes it. None: until the deadline, as long as for the answer.
+    pub(crate) patience: Option<Duration>,
 }
 
 impl<'a> Request<'a> {
     /// A request that changes nothing.
     pub(crate) fn get(path: Vec<&'a str>, query: Vec<(&'a str, String)>) -> Self {
-        Self { method: Method::GET, path, query, body: None, ticket: None, repeat: Repeat::Read }
+        Self {
+            method: Method::GET,
+            path,
+            query,
+            body: None,
+            ticket: None,
+            repeat: Repeat::Read,
+            patience: None,
+        }
     }
 
     /// A request with a body that is sent again only where that is harmless.
     pub(crate) fn post(path: Vec<&'a str>, body: Bytes, repeat: Repeat) -> Self {
-        Self { method: Method::POST, path, query: Vec::new(), body: Some(body), ticket: None, repeat }
+        let method = Method::POST;
+        Self { method, path, query: Vec::new(), body: Some(body), ticket: None, repeat, patience: None }
     }
 
     /// A request without a body that can be sent any number of times.
     pub(crate) fn bare(method: Method, path: Vec<&'a str>) -> Self {
-        Self { method, path, query: Vec::new(), body: None, ticket: None, repeat: Repeat::Harmless }
+        let repeat = Repeat::Harmless;
+        Self { method, path, query: Vec::new(), body: None, ticket: None, repeat, patience: None }
     }
 
     fn url(&self, server: &Url) -> Url {
@@ -93,7 +106,7 @@ pub(crate) struct Transport {
 }
 
 /// What became of one attempt.
-enum Attempt {
+pub(super) enum Attempt {
     Reply(Bytes),
     Verdict(u16, Verdict),
     /// No answer, or none that could be read.
@@ -102,6 +115,17 @@ enum Attempt {
         sent: bool,
         timed_out: bool,
     },
+}
+
+impl Attempt {
+    fn broken(error: &reqwest::Error) -> Self {
+        // Only a connection that was never made is certain not to have carried the request.
+        Self::Broken { cause: describe(error), sent: !error.is_connect(), timed_out: false }
+    }
+
+    fn timed_out() -> Self {
+        Self::Broken { cause: "no answer in time".to_owned(), sent: true, timed_out: true }
+    }
 }
 
 impl Transport {
@@ -163,7 +187,7 @@ impl Transport {
     async fn attempt(&self, request: &Request<'_>, server: &Url, until: Instant) -> Attempt {
         match timeout_at(until, self.exchange(request, server)).await {
             Ok(attempt) => attempt,
-            Err(_) => Attempt::Broken { cause: "no answer in time".to_owned(), sent: true, timed_out: true },
+            Err(_) => Attempt::timed_out(),
         }
     }
 
@@ -180,20 +204,17 @@ impl Transport {
         }
         match builder.send().await {
             Ok(response) => read_answer(response).await,
-            // Only a connection that was never made is certain not to have carried the request.
-            Err(error) => {
-                Attempt::Broken { cause: describe(&error), sent: !error.is_connect(), timed_out: false }
-            }
+            Err(error) => Attempt::broken(&error),
         }
     }
 
-    /// Opens a stream of server-sent events on one server.
+    /// Opens a stream of server-sent events on one server. A reply that is no stream is an error too.
     pub(crate) async fn open_stream(
         &self,
         request: &Request<'_>,
         server: &Url,
         last_event_id: Option<String>,
-    ) -> Result<reqwest::Response, (String, Option<Verdict>, u16)> {
+    ) -> Result<reqwest::Response, Attempt> {
         let mut builder = self.http.get(request.url(server)).header("accept", "text/event-stream");
         if let Some(id) = last_event_id {
             builder = builder.header("last-event-id", id);
@@ -201,17 +222,19 @@ impl Transport {
         let until = Instant::now() + self.attempt_timeout;
         let response = match timeout_at(until, builder.send()).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err((describe(&error), None, 0)),
-            Err(_) => return Err(("no answer in time".to_owned(), None, 0)),
+            Ok(Err(error)) => return Err(Attempt::broken(&error)),
+            Err(_) => return Err(Attempt::timed_out()),
         };
-        if response.status().is_success() {
-            return Ok(response);
+        let is_stream = |value: &HeaderValue| value.as_bytes().starts_with(b"text/event-stream");
+        if !response.status().is_success() {
+            return Err(timeout_at(until, read_answer(response))
+                .await
+                .unwrap_or_else(|_| Attempt::timed_out()));
         }
-        match timeout_at(until, read_answer(response)).await {
-            Ok(Attempt::Verdict(status, verdict)) => Err((format!("HTTP {status}"), Some(verdict), status)),
-            Ok(Attempt::Broken { cause, .. }) => Err((cause, None, 0)),
-            Ok(Attempt::Reply(_)) | Err(_) => Err(("no answer in time".to_owned(), None, 0)),
+        if !response.headers().get(CONTENT_TYPE).is_some_and(is_stream) {
+            return Err(Attempt::Reply(Bytes::new()));
         }
+        Ok(response)
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::error::{Error, History, Refused};
 use super::problem::Verdict;
 use super::servers::{self, Route};
-use super::transport::Request;
+use super::transport::{Attempt, Request};
 use super::{Client, CounterValue, ReadLevel, Result};
 
 /// A server that says nothing at all for so long, not even that it is alive, is given up. Servers send a comment
@@ -191,7 +191,7 @@ impl Watch {
             }
             if Instant::now() >= deadline {
                 let cause = "no server streams events".to_owned();
-                return Err(history.fail(false, cause));
+                return Err(history.fail_question(cause));
             }
             if history.attempts() as usize >= self.route.len() {
                 sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -212,16 +212,16 @@ impl Watch {
         let request = Request::get(vec!["v1", "watch"], query);
         let server = self.route.current().clone();
         let transport = &self.client.inner.transport;
-        let (cause, verdict, status) = match transport.open_stream(&request, &server, last_event_id).await {
+        let failed = match transport.open_stream(&request, &server, last_event_id).await {
             Ok(response) => return Ok(events(response)),
             Err(failed) => failed,
         };
         let name = servers::name(&server);
-        match verdict {
-            Some(Verdict::Final(problem) | Verdict::SessionLost(problem)) => {
-                return Err(Some(Error::Refused(Box::new(Refused::new(status, *problem)))));
+        match failed {
+            Attempt::Verdict(status, Verdict::Final(problem) | Verdict::SessionLost(problem)) => {
+                return Err(Some(Error::Refused(Box::new(Refused::by(&name, status, *problem)))));
             }
-            Some(Verdict::Retry { problem, .. }) => {
+            Attempt::Verdict(_, Verdict::Retry { problem, .. }) => {
                 history.add(&name, format!("{}: {}", problem.code, problem.detail), Some(problem.code));
                 match &problem.primary {
                     Some(primary) => {
@@ -230,8 +230,17 @@ impl Watch {
                     None => self.route.next(),
                 }
             }
-            None => {
-                history.add(&name, cause, None);
+            Attempt::Reply(_) => {
+                let cause = "answered, but with no stream of events; is it a Quorate server?";
+                history.add(&name, cause.to_owned(), None);
+                self.route.next();
+            }
+            Attempt::Broken { cause, sent, .. } => {
+                if sent {
+                    history.add(&name, cause, None);
+                } else {
+                    history.add_unreached(&name, cause);
+                }
                 self.route.next();
             }
         }

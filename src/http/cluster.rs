@@ -10,9 +10,10 @@ use quorate_cluster::node::MemberStatus;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::time::timeout_at;
 
 use super::problem::Problem;
-use super::{Answer, App, CHANGE_TIMEOUT, Shared, deadline, to_json};
+use super::{Answer, App, CHANGE_TIMEOUT, Shared, deadline, primary, to_json};
 
 const LOG_LIMIT: usize = 100;
 const MAX_LOG_LIMIT: usize = 1000;
@@ -153,9 +154,7 @@ struct Members {
 /// `POST /v1/cluster/members`
 pub(super) async fn members(State(app): Shared, body: Body) -> Answer {
     let Members { op, name, if_membership } = parse(&app, body).await?;
-    let request = MembersRequest { op, name, if_membership };
-    let reply = app.node.change_members(request, Instant::now() + CHANGE_TIMEOUT).await?;
-    to_json(&reply)
+    change(&app, MembersRequest { op, name, if_membership }).await
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -167,15 +166,30 @@ struct Transfer {
 /// `POST /v1/cluster/transfer`
 pub(super) async fn transfer(State(app): Shared, body: Body) -> Answer {
     let Transfer { to } = parse(&app, body).await?;
-    let request =
-        MembersRequest { op: MemberOp::Transfer, name: to.unwrap_or_default(), if_membership: None };
-    let reply = app.node.change_members(request, Instant::now() + CHANGE_TIMEOUT).await?;
-    to_json(&reply)
+    let name = to.unwrap_or_default();
+    change(&app, MembersRequest { op: MemberOp::Transfer, name, if_membership: None }).await
+}
+
+async fn change(app: &App, request: MembersRequest) -> Answer {
+    primary(app).await?;
+    let deadline = Instant::now() + CHANGE_TIMEOUT;
+    // Its steps have limits of their own, which add up to more.
+    match timeout_at(deadline.into(), app.node.change_members(request, deadline)).await {
+        Ok(reply) => to_json(&reply?),
+        Err(_) => {
+            let text = format!(
+                "the change took longer than {} s. It may still be made: look at `quorate cluster members`",
+                CHANGE_TIMEOUT.as_secs()
+            );
+            Err(Problem::new(504, "timeout", text).unknown())
+        }
+    }
 }
 
 /// `POST /v1/cluster/settings`
 pub(super) async fn settings(State(app): Shared, body: Body) -> Answer {
     let settings: std::collections::BTreeMap<String, Value> = parse(&app, body).await?;
+    primary(&app).await?;
     for (name, value) in &settings {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         app.node.set(name, &value, deadline()).await?;

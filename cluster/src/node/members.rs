@@ -25,6 +25,8 @@ use quorate_storage::raft_types::{LogId, NodeId, NodeInfo, log_id, term_of};
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(20);
 /// And how long for one that does not answer at all: it may just be starting.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a change looks for a primary that takes it: longer than an election.
+const PRIMARY_TIMEOUT: Duration = Duration::from_secs(3);
 /// A learner that lacks fewer entries than this is caught up.
 pub(super) const CAUGHT_UP: u64 = 256;
 pub(super) const POLL: Duration = Duration::from_millis(20);
@@ -38,17 +40,23 @@ impl Node {
     /// [`NodeError`]; `attempt` says whether the change may have been made.
     pub async fn change_members(&self, request: MembersRequest, deadline: Instant) -> Result<MembersReply> {
         let inner = &self.inner;
+        let mut searching = Instant::now();
         loop {
+            let asked = Instant::now();
             let result = match inner.leader() {
                 None => Err(inner.no_primary()),
                 Some(id) if id == inner.id => inner.change(&request).await,
                 Some(id) => inner.ask_primary(id, &request, deadline).await,
             };
+            if asked.elapsed() > PRIMARY_TIMEOUT {
+                // A primary worked on it until it had to go.
+                searching = Instant::now();
+            }
             match result {
                 Err(e)
                     if e.attempt == Attempt::NotApplied
                         && matches!(e.code, Code::NotPrimary | Code::NoPrimary)
-                        && Instant::now() + POLL < deadline =>
+                        && Instant::now() + POLL < deadline.min(searching + PRIMARY_TIMEOUT) =>
                 {
                     inner.leader_may_change(POLL).await;
                 }

@@ -1,5 +1,6 @@
 //! Finding the primary, once for all clients.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use reqwest::Url;
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::request::plain;
 use super::wire::Wire;
-use crate::client::ClusterStatus;
+use crate::client::{ClusterStatus, PEER_PORT};
 
 /// The pause between two look-ups.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -54,7 +55,7 @@ impl Finder {
             sleep_until(at + PAUSE).await;
         }
         found.at = Some(Instant::now());
-        let mut cause = String::new();
+        let mut causes = Vec::new();
         for server in &self.servers {
             match ask(server).await {
                 Ok(address) => {
@@ -62,10 +63,10 @@ impl Finder {
                     found.address = address;
                     return Ok((found.turn, found.address.clone()));
                 }
-                Err(error) => cause = format!("{server}: {error}"),
+                Err(error) => causes.push(format!("{server} ({error})")),
             }
         }
-        Err(format!("no server knows a primary; {cause}"))
+        Err(format!("no server knows a primary: {}", causes.join(", ")))
     }
 }
 
@@ -73,7 +74,10 @@ impl Finder {
 async fn ask(server: &str) -> Result<String, String> {
     let mut wire = Wire::open(server).await.map_err(|error| error.to_string())?;
     let request = plain("GET", "/v1/cluster", server, "");
-    let answer = wire.exchange(&request, Instant::now()).await.map_err(|error| error.to_string())?;
+    let answer = wire.exchange(&request, Instant::now()).await.map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => format!("{error} ({PEER_PORT})"),
+        _ => error.to_string(),
+    })?;
     let body = wire.body(&answer);
     if answer.status != 200 {
         return Err(cause_of(answer.status, body));
@@ -90,8 +94,10 @@ async fn ask(server: &str) -> Result<String, String> {
 /// What a server said when it did not do what it was asked for.
 pub(super) fn cause_of(status: u16, body: &[u8]) -> String {
     let problem: Value = serde_json::from_slice(body).unwrap_or_default();
-    let field = |name| problem.get(name).and_then(Value::as_str).unwrap_or_default();
-    format!("HTTP {status} {} {}", field("code"), field("detail")).trim_end().to_owned()
+    match (problem.get("code").and_then(Value::as_str), problem.get("detail").and_then(Value::as_str)) {
+        (Some(code), Some(detail)) => format!("HTTP {status} {code} {detail}"),
+        _ => format!("HTTP {status}, but not from a Quorate server: is the address right?"),
+    }
 }
 
 fn address(url: &str) -> Result<String, String> {

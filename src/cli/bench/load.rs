@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::super::client::ReadName;
+use super::super::common::ReadName;
 use super::super::output::CliError;
 use super::Op;
 use super::find::{Finder, cause_of};
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub(super) ops: AtomicU64,
     pub(super) errors: AtomicU64,
     first_error: Mutex<Option<String>>,
+    /// Why a client could not connect yet.
+    waiting_for: Mutex<Option<String>>,
     latencies: Mutex<Histogram<u64>>,
     finder: Finder,
 }
@@ -52,6 +54,7 @@ impl Shared {
             ops: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             first_error: Mutex::new(None),
+            waiting_for: Mutex::new(None),
             latencies: Mutex::new(latencies),
             finder: Finder::new(servers).map_err(CliError::usage)?,
         })
@@ -59,6 +62,10 @@ impl Shared {
 
     pub(super) fn first_error(&self) -> Option<String> {
         self.first_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn waiting_for(&self) -> Option<String> {
+        self.waiting_for.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn latencies(&self) -> Histogram<u64> {
@@ -140,7 +147,10 @@ impl Worker {
             match worker.connect().await {
                 Ok(()) => return Ok(worker),
                 Err(cause) if Instant::now() >= deadline => return Err(format!("cannot begin: {cause}")),
-                Err(_) => sleep(RETRY_PAUSE).await,
+                Err(cause) => {
+                    *worker.shared.waiting_for.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+                    sleep(RETRY_PAUSE).await;
+                }
             }
         }
     }

@@ -21,8 +21,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::client::ReadName;
-use super::connect::{runtime, servers};
+use super::common::ReadName;
+use super::connect::{CONNECTION, runtime, servers};
 use super::output::{CliError, Exit, Output};
 use crate::client::WINDOW;
 use crate::config::Config;
@@ -37,6 +37,11 @@ Examples:
 It adds to counters bench-0… on the cluster. Latencies are per request, operations are adds (or gets).";
 /// How long the cluster may take to answer before anything is measured.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// A part of the help.
+const LOAD: &str = "Load";
+/// Whoever waits for longer is told why.
+const REMARK_AFTER: Duration = Duration::from_secs(1);
+const NOTHING_YET: &str = "interrupted before anything was measured";
 /// How often the progress bar moves.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -44,28 +49,28 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 #[command(after_help = EXAMPLE)]
 pub(crate) struct BenchArgs {
     /// The servers of the cluster [default: http://127.0.0.1:8001,…8002,…8003]
-    #[arg(long, value_name = "URL,…", value_delimiter = ',')]
+    #[arg(long, value_name = "URL,…", value_delimiter = ',', help_heading = CONNECTION)]
     servers: Vec<String>,
     /// How many clients work at the same time, each with one request in flight
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = LOAD)]
     clients: u32,
     /// How long to measure
-    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds, help_heading = LOAD)]
     secs: f64,
     /// How long to run before measuring
-    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds, help_heading = LOAD)]
     warmup: f64,
     /// How many adds each request carries
-    #[arg(long, value_name = "B", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=WINDOW as i64))]
+    #[arg(long, value_name = "B", default_value_t = 1, value_parser = batch, help_heading = LOAD)]
     batch: u32,
     /// What to do
-    #[arg(long, value_name = "OP", default_value = "add")]
+    #[arg(long, value_name = "OP", default_value = "add", help_heading = LOAD)]
     op: Op,
-    /// How fresh gets have to be
-    #[arg(long, value_name = "LEVEL", default_value = "linearizable")]
-    read: ReadName,
+    /// How fresh gets have to be [default: linearizable]
+    #[arg(long, value_name = "LEVEL", help_heading = LOAD)]
+    read: Option<ReadName>,
     /// Over how many counters to spread, evenly
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000), help_heading = LOAD)]
     keys: u32,
     /// Print one JSON object
     #[arg(long)]
@@ -103,9 +108,21 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+fn batch(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(batch) if (1..=WINDOW as u32).contains(&batch) => Ok(batch),
+        _ => Err(format!(
+            "expected 1 to {WINDOW}: a session keeps 1,024 replies at most, and each add of a batch has one"
+        )),
+    }
+}
+
 pub(crate) fn run(arguments: BenchArgs, config: &Config) -> Result<Exit, CliError> {
     if arguments.op == Op::Get && arguments.batch > 1 {
         return Err(CliError::usage("--batch is for --op add; a get is one request"));
+    }
+    if arguments.op == Op::Add && arguments.read.is_some() {
+        return Err(CliError::usage("--read is for --op get; an add reads nothing"));
     }
     if arguments.secs <= 0.0 {
         return Err(CliError::usage("--secs must be more than 0"));
@@ -123,6 +140,9 @@ pub(crate) fn run(arguments: BenchArgs, config: &Config) -> Result<Exit, CliErro
     } else {
         Output::line(&summary(&report))?;
     }
+    if report.secs < arguments.secs {
+        Output::note(&format!("interrupted after {} s of {}", report.secs, arguments.secs));
+    }
     if let Some(error) = first_error {
         Output::note(&format!("the first of {} errors: {error}", report.errors));
     }
@@ -134,37 +154,70 @@ pub(crate) fn run(arguments: BenchArgs, config: &Config) -> Result<Exit, CliErro
     Ok(Exit::Done)
 }
 
-/// Runs the load and returns how long it was measured.
+/// Runs the load, until Ctrl-C at the most, and returns how long it was measured.
 async fn measure(arguments: &BenchArgs, shared: &Arc<Shared>, patience: Duration) -> Result<f64, String> {
     let plan = Plan {
         op: arguments.op,
-        read: arguments.read,
+        read: arguments.read.unwrap_or(ReadName::Linearizable),
         batch: arguments.batch,
         keys: arguments.keys,
         // A session that outlives the run needs no keep-alive.
         session_ttl: Duration::from_secs_f64(arguments.warmup + arguments.secs) + Duration::from_secs(60),
         patience,
     };
-    let mut preparing = tokio::task::JoinSet::new();
-    for index in 0..arguments.clients {
-        preparing.spawn(Worker::prepare(Arc::clone(shared), plan.clone(), index));
-    }
-    let mut workers = Vec::with_capacity(arguments.clients as usize);
-    while let Some(worker) = preparing.join_next().await {
-        workers.push(worker.map_err(|error| error.to_string())??);
-    }
-
+    let workers = tokio::select! {
+        workers = prepare(shared, &plan, arguments.clients) => workers?,
+        _ = tokio::signal::ctrl_c() => return Err(NOTHING_YET.to_owned()),
+    };
     let start = Instant::now() + Duration::from_secs_f64(arguments.warmup);
     let end = start + Duration::from_secs_f64(arguments.secs);
     let mut running = tokio::task::JoinSet::new();
     for worker in workers {
         running.spawn(worker.run(start, end));
     }
-    if !arguments.json {
-        show_progress(shared, start, end).await;
+    let finish = async {
+        if !arguments.json {
+            show_progress(shared, start, end).await;
+        }
+        while running.join_next().await.is_some() {}
+    };
+    tokio::select! {
+        () = finish => return Ok(arguments.secs),
+        _ = tokio::signal::ctrl_c() => {}
     }
-    while running.join_next().await.is_some() {}
-    Ok(arguments.secs)
+    let now = Instant::now();
+    if now <= start {
+        return Err(NOTHING_YET.to_owned());
+    }
+    // What is in flight is not waited for; the sessions expire.
+    running.abort_all();
+    let secs = now.min(end).duration_since(start).as_secs_f64();
+    Ok(((secs * 1_000.0).round() / 1_000.0).clamp(0.001, arguments.secs))
+}
+
+/// Connects all clients. Whoever has to wait for long is told what for.
+async fn prepare(shared: &Arc<Shared>, plan: &Plan, clients: u32) -> Result<Vec<Worker>, String> {
+    let mut preparing = tokio::task::JoinSet::new();
+    for index in 0..clients {
+        preparing.spawn(Worker::prepare(Arc::clone(shared), plan.clone(), index));
+    }
+    let mut workers = Vec::with_capacity(clients as usize);
+    let remark = tokio::time::sleep(REMARK_AFTER);
+    tokio::pin!(remark);
+    let mut remarked = false;
+    loop {
+        tokio::select! {
+            worker = preparing.join_next() => match worker {
+                Some(worker) => workers.push(worker.map_err(|error| error.to_string())??),
+                None => return Ok(workers),
+            },
+            () = &mut remark, if !remarked => {
+                remarked = true;
+                let cause = shared.waiting_for().unwrap_or_else(|| "the servers are slow".to_owned());
+                Output::note(&format!("waiting up to {} s to begin: {cause}", plan.patience.as_secs()));
+            }
+        }
+    }
 }
 
 /// A bar on stderr, when that is a terminal.

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::super::client::ReadName;
+use super::super::common::ReadName;
 
 /// The counters' names begin with this and go on with a number of fixed width, so that a name can be patched in place.
 const KEY: &str = "bench-";

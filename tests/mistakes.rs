@@ -1,0 +1,191 @@
+//! What the command line tells a person who asks in vain, or the wrong one.
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use support::Cluster;
+use support::cli::{Run, quorate};
+
+const DONE: i32 = 0;
+const FAILED: i32 = 1;
+const USAGE: i32 = 2;
+
+fn says(run: &Run, texts: &[&str]) {
+    assert_eq!(run.stdout, "");
+    for text in texts {
+        assert!(run.stderr.contains(text), "no {text:?} in {run:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_port_is_taken_for_one() {
+    let cluster = Cluster::start(1).await;
+    let peer = cluster.server("S1").peer.address();
+    let common = ["--servers", &peer, "--timeout", "300ms"];
+    let run = quorate([&["client", "get"], &common[..]].concat()).await.expect(FAILED);
+    says(&run, &["not answered", &peer, "is this a peer port?", "--listen"]);
+    let run = quorate([&["client", "add", "1"], &common[..]].concat()).await.expect(FAILED);
+    says(&run, &["not applied", &peer, "is this a peer port?", "--listen"]);
+}
+
+/// A web server of something else, at the address that was given.
+fn stranger(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("its address").to_string();
+    std::thread::spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.expect("a connection");
+            // One read has all of a small request; what the client thinks of the answer is its affair.
+            let _ = connection.read(&mut [0; 4096]);
+            let _ = connection.write_all(answer.as_bytes());
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_strange_web_server_is_taken_for_one() {
+    let page =
+        stranger("HTTP/1.1 404 Not Found\r\ncontent-length: 15\r\nconnection: close\r\n\r\n<!DOCTYPE html>");
+    for words in [&["client", "get"][..], &["client", "watch"], &["cluster", "status"]] {
+        let run = quorate([words, &["--servers", &page]].concat()).await.expect(FAILED);
+        says(&run, &[&page, "not from a Quorate server"]);
+        assert!(!run.stderr.contains("DOCTYPE"), "{run:?}");
+    }
+    let json = stranger("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
+    for words in [
+        &["client", "get"][..],
+        &["client", "watch", "--from", "1", "--timeout", "300ms"],
+        &["cluster", "status"],
+    ] {
+        let run = quorate([words, &["--servers", &json]].concat()).await.expect(FAILED);
+        says(&run, &[&json, "is it a Quorate server"]);
+    }
+}
+
+/// Nothing was changed, for certain, and it does not take as long as a change may.
+#[tokio::test]
+async fn a_change_without_a_primary_fails_soon() {
+    let cluster = Cluster::start(3).await;
+    let primary = cluster.primary().await;
+    let backup = cluster.backup().await;
+    cluster.kill9(&primary);
+    cluster.kill9(&backup);
+    let servers = cluster.urls().join(",");
+    for (words, limit) in [
+        (&["promote", "S2"][..], Duration::from_secs(8)),
+        (&["transfer", "--timeout", "1s"], Duration::from_secs(3)),
+    ] {
+        let began = Instant::now();
+        let run = quorate([&["cluster"], words, &["--servers", &servers]].concat()).await.expect(FAILED);
+        says(&run, &["not applied", "no primary is known", "cluster status"]);
+        assert!(began.elapsed() < limit, "{words:?} took {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_flag_that_would_change_nothing_is_usage() {
+    let cases: [(&[&str], &str); 12] = [
+        (&["register", "set", "x", "--counter", "c"], "--counter"),
+        (&["list", "--counter", "c"], "--counter"),
+        (&["loop", "--counter", "c"], "--counter"),
+        (&["add", "1", "--read", "stale"], "--read"),
+        (&["register", "append", "x", "--read", "lease"], "--read"),
+        (&["watch", "--read", "lease"], "--read"),
+        (&["set", "1", "--max-age", "1s"], "--max-age"),
+        (&["get", "--max-age", "1s"], "--read stale"),
+        (&["get", "--read", "lease", "--max-age", "1s"], "--read stale"),
+        (&["register", "list", "--name", "x"], "--name"),
+        (&["watch", "hits", "--counter", "hits"], "--counter"),
+        (&["watch", "--counter", "hits", "--service", "register"], "--counter"),
+    ];
+    let init = ["cluster", "init", "--name", "S1", "--data", "/nonexistent/d", "--servers", "127.0.0.1:1"];
+    says(&quorate(init).await.expect(USAGE), &["--servers"]);
+    for (words, text) in cases {
+        let run = quorate([&["client"], words].concat()).await.expect(USAGE);
+        says(&run, &[text]);
+    }
+}
+
+#[tokio::test]
+async fn a_watch_takes_a_counter_and_tells_of_a_position_ahead() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    let client =
+        async |words: &[&str]| quorate([&["client", "--servers", &url], words].concat()).await.expect(DONE);
+    for counter in ["other", "seen", "other", "seen"] {
+        client(&["add", "1", "--counter", counter]).await;
+    }
+    let run = client(&["watch", "--counter", "seen", "--from", "0", "--count", "2"]).await;
+    assert!(run.stdout.lines().count() == 2 && !run.stdout.contains("other"), "{run:?}");
+    assert_eq!(run.stderr, "", "nothing lies ahead");
+    let revision = client(&["get", "--json"]).await.json()["revision"].as_u64().expect("a revision");
+    let ahead = (revision + 1).to_string();
+    let words = ["watch", "--from", &ahead, "--count", "1"];
+    let (run, ()) = tokio::join!(client(&words), async {
+        // Events come until one lies behind the position, and after the watch has looked.
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            client(&["add", "1", "--counter", "later"]).await;
+        }
+    });
+    assert!(run.stderr.contains(&format!("--from {ahead} lies ahead")), "{run:?}");
+    assert!(run.stdout.contains("later"), "{run:?}");
+}
+
+#[tokio::test]
+async fn the_log_shows_the_newest_unless_told_where_to_begin() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    for number in 1..=5 {
+        let body = serde_json::json!({"name": "n", "value": number});
+        cluster.http.post(&format!("{url}/v1/counter/set"), &body).await.expect("a reply");
+    }
+    let log = async |words: &[&str]| {
+        quorate([&["cluster", "log", "--servers", &url], words].concat()).await.expect(DONE)
+    };
+    let run = log(&["--limit", "2"]).await;
+    let lines: Vec<&str> = run.stdout.lines().skip(1).collect();
+    assert!(lines.len() == 2 && lines[0].contains(":4}") && lines[1].contains(":5}"), "{run:?}");
+    assert!(run.stderr.contains("--from 1"), "{run:?}");
+    let run = log(&["--from", "1", "--limit", "2"]).await;
+    assert!(run.stdout.contains(":1}") && run.stderr.contains("--from 3"), "{run:?}");
+    let whole = log(&[]).await;
+    assert!(whole.stdout.contains(":1}") && whole.stderr.is_empty(), "{whole:?}");
+}
+
+/// `quorate bench`, with Ctrl-C after some seconds.
+async fn interrupted_bench(secs: &str, words: &[&str]) -> Run {
+    let mut command = std::process::Command::new("timeout");
+    command
+        .args(["--preserve-status", "--signal=INT", secs, env!("CARGO_BIN_EXE_quorate"), "bench"])
+        .args(words);
+    support::cli::run(command).await
+}
+
+#[tokio::test]
+async fn an_interrupted_bench_tells_what_it_has_measured() {
+    let cluster = Cluster::start(1).await;
+    let flags = ["--servers", &cluster.url("S1"), "--clients", "2", "--warmup", "0", "--secs", "50"];
+    let run = interrupted_bench("3", &[&flags[..], &["--json"]].concat()).await.expect(DONE);
+    let report = run.json();
+    let secs = report["secs"].as_f64().expect("seconds");
+    assert!(secs > 0.5 && secs < 20.0 && report["ops"].as_u64().is_some_and(|ops| ops > 0), "{report}");
+    assert!(run.stderr.contains("interrupted after"), "{run:?}");
+    let run = interrupted_bench("2", &flags).await.expect(DONE);
+    assert!(run.stdout.contains("ops/s") && run.stderr.contains("interrupted after"), "{run:?}");
+}
+
+#[tokio::test]
+async fn a_bench_tells_what_it_waits_for_and_what_it_does_not_take() {
+    let nobody = support::process::Port::reserve().address();
+    let run = interrupted_bench("2.5", &["--servers", &nobody, "--json"]).await.expect(FAILED);
+    says(&run, &["waiting up to 15 s to begin: no server knows a primary", &nobody, "interrupted before"]);
+    let run = quorate(["bench", "--batch", "2000"]).await.expect(USAGE);
+    says(&run, &["expected 1 to 1000", "a session keeps 1,024 replies"]);
+    let run = quorate(["bench", "--read", "lease"]).await.expect(USAGE);
+    says(&run, &["--read is for --op get"]);
+}
