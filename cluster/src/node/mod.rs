@@ -9,6 +9,7 @@ mod members;
 mod propose;
 mod read;
 mod reconfigure;
+mod removed;
 mod serve;
 mod status;
 mod tasks;
@@ -37,10 +38,12 @@ pub use self::log_view::{LogPage, LoggedDelta};
 use self::propose::Batcher;
 use self::read::ReadIndexer;
 pub use self::read::{ReadLevel, ReadPoint};
+use self::removed::Strays;
 pub use self::status::{ClusterStatus, MemberStatus};
 use self::tasks::DiskWatch;
 use crate::clock::{Clock, LoggedClock};
 use crate::error::{Code, NodeError};
+use crate::message::Removal;
 use crate::raft_network::{Addresses, PeerNetwork};
 use crate::transport::Dial;
 use crate::transport::frame::ClusterId;
@@ -154,6 +157,10 @@ struct Inner {
     started: Instant,
     /// When the primary was heard last.
     heard: watch::Sender<Option<Instant>>,
+    /// The cluster has said that this server is not a member any more.
+    removed: watch::Sender<Option<Removal>>,
+    /// As the primary: servers that were removed and asked.
+    strays: Strays,
     /// True once the node is to stop: its tasks end.
     stop: watch::Sender<bool>,
     /// No new requests; what runs may finish.
@@ -215,6 +222,8 @@ impl Node {
             recovered: AtomicBool::new(false),
             started: Instant::now(),
             heard: watch::Sender::new(None),
+            removed: watch::Sender::new(None),
+            strays: Strays::default(),
             stop: watch::Sender::new(false),
             draining: AtomicBool::new(false),
             failed: watch::Sender::new(None),
@@ -348,6 +357,9 @@ impl Inner {
 
     /// What to say when no primary is known.
     fn no_primary(&self) -> NodeError {
+        if let Some(removed) = self.removed_error() {
+            return removed;
+        }
         let text = "no primary is known: an election is under way, or a majority of the voters is away. `quorate \
                     cluster status` shows who answers";
         NodeError::not_applied(Code::NoPrimary, text).retry_after(100)

@@ -122,6 +122,10 @@ impl Inner {
                 true => self.announced(node_id, info).await.map(|()| Reply::Announced),
                 false => self.pass_on(Request::Announce { node_id, info }).await,
             },
+            Request::StillMember { node_id, info, membership } => match self.is_leader() {
+                true => self.still_member(node_id, info, membership).await.map(Reply::StillMember),
+                false => self.pass_on(Request::StillMember { node_id, info, membership }).await,
+            },
         }
     }
 

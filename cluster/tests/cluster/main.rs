@@ -10,6 +10,7 @@ mod members;
 mod partitions;
 mod proposer;
 mod reads;
+mod removals;
 mod scenarios;
 mod snapshots;
 mod time;
