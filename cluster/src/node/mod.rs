@@ -118,6 +118,9 @@ pub enum StartError {
         /// Who asked.
         wanted: String,
     },
+    /// What the log holds cannot be applied again.
+    #[error("what was not flushed cannot be applied again: {0}. The log and the tables are as they were")]
+    Replay(std::io::Error),
     /// openraft refuses to start.
     #[error("the Raft node does not start: {0}")]
     Raft(String),
@@ -194,6 +197,7 @@ impl Node {
             PeerNetwork { dial: Arc::clone(&options.dial), addresses: addresses.clone(), cluster, node: id };
         let config = raft_config(&options, &disk.identity.cluster_id)?;
         let state = disk.state;
+        state.replay().await.map_err(StartError::Replay)?;
         let raft = Raft::new(id, config, network, disk.log, StateMachine::new(state.clone()))
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;

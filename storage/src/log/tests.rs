@@ -287,6 +287,30 @@ async fn a_read_is_bounded_in_bytes_and_gives_at_least_one_entry() {
 }
 
 #[tokio::test]
+async fn what_is_to_be_applied_is_read_as_it_is_wanted_and_all_of_it_must_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = DeltaLog::open(dir.path(), &LogOptions::default()).unwrap();
+    append(&mut log, (0..8).map(|index| entry_of(1, index, 1 << 20)).collect()).await;
+    let indexes = |entries: Vec<Entry>| entries.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>();
+    let all: Vec<Entry> = log.entries_stream(1..7).await.try_collect().await.unwrap();
+    assert_eq!(indexes(all), [1, 2, 3, 4, 5, 6]);
+
+    let mut reader = log.get_log_reader().await;
+    let mut stream = Box::pin(reader.entries_stream(0..8).await);
+    let first = stream.try_next().await.unwrap();
+    log.truncate_after(Some(log_id(1, 5))).await.unwrap();
+    let mut read: Vec<Entry> = first.into_iter().collect();
+    let error = loop {
+        match stream.try_next().await {
+            Ok(entry) => read.push(entry.expect("it ended although entries are missing")),
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(indexes(read), [0, 1, 2, 3, 4, 5], "it was all read at once");
+    assert!(error.to_string().contains("entry 6 is not in the log"), "{error}");
+}
+
+#[tokio::test]
 async fn entries_that_fell_out_of_the_cache_are_read_from_disk() {
     let dir = tempfile::tempdir().unwrap();
     let small = LogOptions { chunk_bytes: 4 << 10, cache_bytes: 1 << 10 };

@@ -121,12 +121,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// What openraft does when it starts, then a replay of all that is left.
+    /// What a node does when it starts, then a replay of all that is left.
     async fn recover(&mut self) -> Result<()> {
         if self.applied > self.view.last {
             // openraft closes the hole below an installed snapshot.
             self.op(Step::Purge { index: self.applied });
         }
+        self.disk.state.replay().await?;
         let mut log = self.disk.log.clone();
         StorageHelper::new(&mut log, &mut self.machine).with_id(1).get_initial_state().await?;
         let (applied, _) = self.machine.applied_state().await?;
