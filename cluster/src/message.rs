@@ -53,6 +53,8 @@ pub enum Request {
         /// The log id of the last membership that it knows.
         membership: Option<LogId>,
     },
+    /// What does your wall clock show?
+    Clock,
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -82,6 +84,8 @@ pub enum Reply {
     Announced,
     /// To `StillMember`; `None`: it is.
     StillMember(Option<Removal>),
+    /// To `Clock`: milliseconds since the Unix epoch.
+    Clock(Millis),
 }
 
 /// A piece of a snapshot file; pieces of one transfer come in order over one lane.

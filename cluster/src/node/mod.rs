@@ -1,6 +1,7 @@
 //! A node: one server's part in the cluster.
 
 mod announce;
+mod clocks;
 mod incoming;
 mod join;
 mod lanes;

@@ -111,6 +111,7 @@ impl Inner {
                 self.read_index(lease, Instant::now() + LIMIT).await.map(Reply::ReadIndex)
             }
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Clock => Ok(Reply::Clock(self.clock.wall())),
             Request::Members(request) => {
                 if !self.is_leader() {
                     return Err(self.not_primary());
