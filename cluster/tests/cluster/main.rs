@@ -13,4 +13,5 @@ mod reads;
 mod removals;
 mod scenarios;
 mod snapshots;
+mod syncs;
 mod time;
