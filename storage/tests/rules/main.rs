@@ -1,5 +1,5 @@
 //! The rules on flush, purge, snapshot and truncation, and what start-up makes of a directory
-//! that a crash left. (Power cuts: `power_cut/`. Damage: `damage.rs`.)
+//! that a crash left. (Power cuts: `power_cut/`. Damage: `damage/`.)
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
