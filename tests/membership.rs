@@ -126,22 +126,57 @@ async fn a_server_comes_and_goes() {
     assert_eq!((sorted(&seen["voters"]), sorted(&seen["learners"])), (vec!["S1", "S2", "S3"], vec![]));
     writes_work(&cluster, "S1").await;
 
-    // The removed one is told, and harms nobody.
+    // The removed one is told, also after a restart, and harms nobody.
     let term = cluster.status("S1").await.expect("its status")["term"].clone();
+    told(&cluster, "S4").await;
     cluster.kill9("S4");
     cluster.start_server("S4");
-    cluster
-        .until("S4 is alive", async || cluster.http.ok(&format!("{}/healthz", cluster.url("S4"))).await)
-        .await;
-    let gone = change(&cluster, "S3", json!({"op": "promote", "name": "S4"})).await;
-    check_problem(&gone, 404, "not_found", "there are:");
+    told(&cluster, "S4").await;
     assert_eq!(
         cluster.status("S1").await.expect("its status")["term"],
         term,
         "the removed server made an election"
     );
+    let gone = change(&cluster, "S3", json!({"op": "promote", "name": "S9"})).await;
+    check_problem(&gone, 404, "not_found", "there are:");
     let nobody = cluster_command(&cluster, "S3", &["transfer", "S4"]).await.expect(1);
     assert!(nobody.stderr.contains("S4"), "{nobody:?}");
+
+    // It is taken back as it is.
+    let node_id = cluster.status("S4").await.expect("its status")["node_id"].clone();
+    cluster_command(&cluster, "S3", &["promote", "S4"]).await.expect(0);
+    cluster
+        .until("S4 is a ready voter again", async || {
+            let status = cluster.status("S4").await?;
+            let back = status["ready"] == true && status["role"] == "backup";
+            if back { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
+    assert_eq!(cluster.status("S4").await.expect("its status")["node_id"], node_id);
+    writes_work(&cluster, "S4").await;
+}
+
+/// Waits until a removed server knows that it is one; then it says so, and serves nothing.
+async fn told(cluster: &Cluster, name: &str) {
+    let url = cluster.url(name);
+    cluster
+        .until(&format!("{name} knows that it was removed"), async || {
+            let status = cluster.status(name).await?;
+            if status["role"] == "removed" { Ok(()) } else { Err(status.to_string()) }
+        })
+        .await;
+    cluster.http.ok(&format!("{url}/healthz")).await.expect("alive");
+    for path in ["/readyz", "/v1/cluster", "/v1/log", "/v1/counter/get", "/v1/counter/get?read=stale"] {
+        let reply = cluster.http.get(&format!("{url}{path}")).await.expect("an answer");
+        check_problem(&reply, 503, "not_ready", "was removed from the cluster");
+    }
+    let reply = cluster.http.post(&format!("{url}/v1/counter/add"), &json!({"amount": 1})).await;
+    let reply = reply.expect("an answer");
+    check_problem(&reply, 503, "not_ready", "--join");
+    assert!(reply.json()["primary"].as_str().is_some_and(|primary| *primary != url), "{reply:?}");
+    // The command line goes where it is sent.
+    let members = cluster_command(cluster, name, &["members"]).await.expect(0).stdout;
+    assert!(members.contains("S1") && !members.contains(name), "{members}");
 }
 
 #[tokio::test]

@@ -5,8 +5,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use quorate_storage::delta::Millis;
 
-/// A wall clock this much ahead of the logged time is not believed.
+/// A wall clock this much ahead of the logged time is not believed on its own word.
 const MAX_AHEAD: Millis = 3_600_000;
+/// Two wall clocks that differ by less show the same time.
+pub(crate) const SAME_TIME: Millis = 60_000;
 
 /// Clocks, so that tests can bring their own.
 pub trait Clock: Send + Sync + 'static {
@@ -32,7 +34,8 @@ impl Clock for SystemClock {
 }
 
 /// Logged time, as a primary continues it: from max(last logged, its wall clock), by its monotonic
-/// clock. A wall clock that jumps later changes nothing until the next primary.
+/// clock. A wall clock that jumps later changes nothing until the next primary. One that is far ahead counts only once
+/// a majority shows the same.
 #[derive(Debug, Default)]
 pub struct LoggedClock {
     anchor: Mutex<Option<Anchor>>,
@@ -60,6 +63,18 @@ impl LoggedClock {
         last.max(anchored.logged + elapsed)
     }
 
+    /// A majority shows the same time as the wall clock here: time goes on from it, as the primary of `term`.
+    pub fn believe(&self, clock: &dyn Clock, term: u64) {
+        let now = clock.monotonic();
+        let mut anchor = self.anchor.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(anchor) = anchor.as_mut().filter(|anchor| anchor.term == term && anchor.ahead.is_some()) {
+            let elapsed = now.saturating_duration_since(anchor.at).as_millis() as Millis;
+            let logged = clock.wall().max(anchor.logged + elapsed);
+            *anchor = Anchor { term, logged, at: now, ahead: None };
+            tracing::info!("a majority of the servers has the same wall clock as this one: it is believed");
+        }
+    }
+
     /// How far ahead the wall clock was when it was not believed, in milliseconds.
     pub fn ahead(&self) -> Option<Millis> {
         self.anchor.lock().unwrap_or_else(PoisonError::into_inner).and_then(|anchor| anchor.ahead)
@@ -74,7 +89,8 @@ impl Anchor {
             tracing::warn!(
                 ahead_ms = ahead,
                 "this server's wall clock is more than an hour ahead of the cluster's logged time: it is not \
-                 believed. Check the clock (NTP); time goes on from the logged time"
+                 believed until a majority of the servers shows the same. Time goes on from the logged time. Unless \
+                 the cluster was stopped for so long, check the clock (NTP)"
             );
         }
         let logged = if ahead.is_some() { last } else { wall.max(last) };
@@ -140,5 +156,20 @@ mod tests {
         assert_eq!(logged.now(&clock, 3, 10_000), 10_000);
         assert_eq!(logged.ahead(), Some(MAX_AHEAD + 1));
         assert_eq!(LoggedClock::default().now(&clock, 1, 0), 10_000 + MAX_AHEAD + 1);
+    }
+
+    #[test]
+    fn an_hour_ahead_is_believed_when_others_show_the_same() {
+        let (clock, logged) = (Manual::at(10_000 + 2 * MAX_AHEAD), LoggedClock::default());
+        assert_eq!(logged.now(&clock, 3, 10_000), 10_000);
+        clock.pass(50);
+        logged.believe(&clock, 2);
+        assert_eq!(logged.now(&clock, 3, 10_000), 10_050, "of another term");
+        logged.believe(&clock, 3);
+        assert_eq!((logged.now(&clock, 3, 10_050), logged.ahead()), (10_000 + 2 * MAX_AHEAD, None));
+        // What is believed already is not set anew, and time does not go back.
+        clock.wall.store(0, Ordering::Relaxed);
+        logged.believe(&clock, 3);
+        assert_eq!(logged.now(&clock, 3, 10_050), 10_000 + 2 * MAX_AHEAD);
     }
 }

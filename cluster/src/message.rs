@@ -44,6 +44,17 @@ pub enum Request {
         /// Its name and addresses.
         info: NodeInfo,
     },
+    /// A server that knows a membership, but hears of no primary or has moved: is it a member? For the primary.
+    StillMember {
+        /// Its node id.
+        node_id: NodeId,
+        /// Its name and addresses now.
+        info: NodeInfo,
+        /// The log id of the last membership that it knows.
+        membership: Option<LogId>,
+    },
+    /// What does your wall clock show?
+    Clock,
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -71,6 +82,10 @@ pub enum Reply {
     Join(JoinReply),
     /// To `Announce`.
     Announced,
+    /// To `StillMember`; `None`: it is.
+    StillMember(Option<Removal>),
+    /// To `Clock`: milliseconds since the Unix epoch.
+    Clock(Millis),
 }
 
 /// A piece of a snapshot file; pieces of one transfer come in order over one lane.
@@ -106,6 +121,15 @@ pub struct JoinReply {
     pub node_id: NodeId,
     /// The peers' addresses.
     pub peers: Vec<String>,
+}
+
+/// A server was removed from the membership.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removal {
+    /// The log id of a committed membership without it (`term-index`).
+    pub membership: String,
+    /// Where the members' clients connect, the primary first.
+    pub urls: Vec<String>,
 }
 
 /// An operation on the membership.

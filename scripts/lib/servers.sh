@@ -99,13 +99,14 @@ start_server() {
         --listen "127.0.0.1:$((8000 + $(number "$name")))" --peer-listen "$(peer "$name")" "${join[@]}"
 }
 
-# settle NAME: waits until it is a voter and ready, and promotes it if it has joined as a learner.
+# settle NAME: waits until it is a voter and ready, and promotes it if it has joined as a learner, or was removed.
 settle() {
-    local name=$1 end=$((SECONDS + 60)) message=''
+    local name=$1 end=$((SECONDS + 60)) message='' role
     until is_voter "$name" && is_ready "$name"; do
         check_alive "$name"
         ((SECONDS < end)) || die "$name is no ready voter after 60 s${message:+, the last refusal being: $message}; its log is $DIR/$name/log"
-        if [[ $(http_get "$(url "$name")/v1/status" | json_field role) == learner ]]; then
+        role=$(http_get "$(url "$name")/v1/status" | json_field role) || role=''
+        if [[ $role == learner || $role == removed ]]; then
             # It may not have caught up yet, so a refusal here is no failure until the time is over.
             message=$("$BIN" cluster promote "$name" --servers "$(running_urls)" 2>&1) && message='' && continue
         fi

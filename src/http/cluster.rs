@@ -47,6 +47,9 @@ pub(super) async fn status(State(app): Shared) -> Answer {
     let status = app.node.status()?;
     let voter = app.node.is_voter();
     let mut body = describe(&status, voter, app.node.is_primary());
+    if app.node.is_removed() {
+        body["role"] = json!("removed");
+    }
     body["cluster_id"] = json!(app.node.cluster_id());
     body["primary"] = json!(app.node.primary_name());
     body["version"] = json!(env!("CARGO_PKG_VERSION"));
@@ -232,10 +235,8 @@ pub(super) async fn healthz() -> Response {
 
 /// `GET /readyz`: caught up, and with a primary.
 pub(super) async fn readyz(State(app): Shared) -> Answer {
-    if app.node.ready() {
-        return Ok("ready\n".into_response());
-    }
-    Err(Problem::new(503, "not_ready", "this server has not caught up, or knows no primary, or is stopping"))
+    app.node.check_ready().map_err(|e| Problem::new(503, "not_ready", e.detail))?;
+    Ok("ready\n".into_response())
 }
 
 async fn parse<T: DeserializeOwned>(app: &App, body: Body) -> Result<T, Problem> {

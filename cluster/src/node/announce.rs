@@ -1,4 +1,5 @@
-//! A server says under which addresses it can be reached, until the membership agrees.
+//! A server says under which addresses it can be reached, until the membership agrees, and asks whether it is a member
+//! when it hears of no primary.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,41 +20,37 @@ const PAUSE: Duration = Duration::from_millis(300);
 enum Standing {
     /// Nothing: there is no membership here yet, so this is a new server.
     New,
-    /// A member, under these very addresses.
-    Known,
     /// A member that was elsewhere before.
     Moved,
-    /// There is a membership without it: it was removed, and does not come back by itself.
-    Removed,
+    /// A member under these very addresses. Or none: a snapshot may be older than the place in the membership.
+    Settled,
 }
+
+/// What was said at each address.
+type Told = BTreeMap<String, String>;
 
 /// Runs until the node stops.
 pub(super) async fn run(inner: Arc<Inner>) {
     let mut stop = inner.stop.subscribe();
-    let mut told_removed = false;
     let mut told = BTreeMap::new();
     loop {
-        match inner.standing() {
-            Standing::Known => {}
-            Standing::Removed => {
-                if !told_removed {
-                    tracing::warn!(
-                        "this server was removed from the cluster. To bring it back: stop it, empty its directory, \
-                         and start it with --join"
-                    );
-                    told_removed = true;
-                }
+        let standing = inner.standing();
+        let said = match standing {
+            Standing::New => inner.announce(&mut told).await,
+            Standing::Settled if inner.working_leader().is_some() => {
+                inner.note_removal(None);
+                Ok(())
             }
-            Standing::New | Standing::Moved => {
-                if let Err(e) = inner.announce(&mut told).await {
-                    // One that is worth another attempt is not the last word.
-                    if e.code == Code::Refused && e.retry_after_ms.is_none() {
-                        inner.fail(format!("this server cannot take part in its cluster: {}", e.detail));
-                        return;
-                    }
-                    tracing::debug!(error = %e, "announcing this server failed; trying on");
-                }
+            Standing::Moved | Standing::Settled => inner.ask_standing(&mut told).await,
+        };
+        if let Err(e) = said {
+            // One that is worth another attempt is not the last word. Who is in its place waits for the others.
+            let last_word = e.code == Code::Refused && e.retry_after_ms.is_none();
+            if last_word && !matches!(standing, Standing::Settled) {
+                inner.fail(format!("this server cannot take part in its cluster: {}", e.detail));
+                return;
             }
+            tracing::debug!(error = %e, "announcing this server failed; trying on");
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
@@ -68,33 +65,52 @@ impl Inner {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         match membership.get_node(&self.id) {
-            Some(info) if *info == self.info => Standing::Known,
-            Some(_) => Standing::Moved,
+            Some(info) if *info != self.info => Standing::Moved,
             None if membership.nodes().next().is_none() => Standing::New,
-            None => Standing::Removed,
+            _ => Standing::Settled,
         }
     }
 
-    /// Tells whoever answers: the members, and those that were known when this server joined. An address may be old,
-    /// and somebody else's by now: what is said there is not this cluster's word, unless no other address is left. What
-    /// each said last is in `told`.
-    async fn announce(&self, told: &mut BTreeMap<String, String>) -> Result<(), NodeError> {
+    async fn announce(&self, told: &mut Told) -> Result<(), NodeError> {
         if self.is_leader() {
             return self.announced(self.id, self.info.clone()).await;
         }
+        match self.ask_anybody(&Request::Announce { node_id: self.id, info: self.info.clone() }, told).await?
+        {
+            Reply::Announced => Ok(()),
+            _ => Err(another_question()),
+        }
+    }
+
+    /// Asks whether this server is a member still, and says where it is.
+    async fn ask_standing(&self, told: &mut Told) -> Result<(), NodeError> {
+        if self.working_leader() == Some(self.id) {
+            return self.announced(self.id, self.info.clone()).await;
+        }
+        let membership = *self.raft.metrics().borrow_watched().membership_config.log_id();
+        let request = Request::StillMember { node_id: self.id, info: self.info.clone(), membership };
+        match self.ask_anybody(&request, told).await? {
+            Reply::StillMember(removal) => self.note_removal(removal),
+            _ => return Err(another_question()),
+        }
+        Ok(())
+    }
+
+    /// Asks until one answers: the members, and those that were known when this server joined. An address may be old,
+    /// and somebody else's by now: what is said there is not this cluster's word, unless no other address is left. What
+    /// each said last is in `told`.
+    async fn ask_anybody(&self, request: &Request, told: &mut Told) -> Result<Reply, NodeError> {
         let others = self.members().into_iter().filter(|(id, _)| *id != self.id);
         let mut peers: Vec<String> = others.map(|(_, info)| info.peer).collect();
         peers.extend(self.identity.seeds.iter().cloned());
         peers.retain(|peer| *peer != self.info.peer);
         peers.sort();
         peers.dedup();
-        let request = Request::Announce { node_id: self.id, info: self.info.clone() };
         let mut last = NodeError::not_applied(Code::NotFound, "no peer is known");
         let mut ours = peers.len();
         for peer in &peers {
-            let error = match self.lanes.dial_anew(0, peer.clone()).call(&request, ATTEMPT).await {
-                Ok(Reply::Announced) => return Ok(()),
-                Ok(_) => NodeError::not_applied(Code::Failed, "the peer answered another question"),
+            let error = match self.lanes.dial_anew(0, peer.clone()).call(request, ATTEMPT).await {
+                Ok(reply) => return Ok(reply),
                 Err(CallError::Peer(e)) => e,
                 Err(e) => NodeError::not_applied(Code::NoPrimary, e.to_string()),
             };
@@ -131,4 +147,8 @@ impl Inner {
             }
         }
     }
+}
+
+fn another_question() -> NodeError {
+    NodeError::not_applied(Code::Failed, "the peer answered another question")
 }

@@ -49,6 +49,9 @@ impl Node {
     /// # Errors
     /// When the log cannot be read.
     pub async fn log_page(&self, from: u64, limit: usize) -> Result<LogPage, NodeError> {
+        if let Some(removed) = self.inner.removed_error() {
+            return Err(removed);
+        }
         // One page at a time, even when who asked has gone: each takes some MiB of memory and a thread.
         let turn = Arc::clone(&self.inner.log_pages).lock_owned().await;
         let state = self.inner.state.clone();

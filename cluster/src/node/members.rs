@@ -43,6 +43,9 @@ impl Node {
         let mut searching = Instant::now();
         loop {
             let asked = Instant::now();
+            if let Some(removed) = inner.removed_error() {
+                return Err(removed);
+            }
             let result = match inner.leader() {
                 None => Err(inner.no_primary()),
                 Some(id) if id == inner.id => inner.change(&request).await,
@@ -225,7 +228,10 @@ impl Inner {
         NodeError::not_applied(Code::NotFound, text)
     }
 
-    async fn promote(&self, name: &str, condition: Option<LogId>) -> Result<()> {
+    async fn promote(&self, name: &str, mut condition: Option<LogId>) -> Result<()> {
+        if self.named(name).is_empty() {
+            condition = self.take_back(name, condition).await?;
+        }
         let named = self.named(name);
         let mut voters = self.voters();
         // A wiped server comes back under a new, higher id.

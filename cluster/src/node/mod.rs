@@ -1,6 +1,7 @@
 //! A node: one server's part in the cluster.
 
 mod announce;
+mod clocks;
 mod incoming;
 mod join;
 mod lanes;
@@ -9,6 +10,7 @@ mod members;
 mod propose;
 mod read;
 mod reconfigure;
+mod removed;
 mod serve;
 mod status;
 mod tasks;
@@ -39,10 +41,12 @@ pub use self::log_view::{LogPage, LoggedDelta};
 use self::propose::Batcher;
 use self::read::ReadIndexer;
 pub use self::read::{ReadLevel, ReadPoint};
+use self::removed::Strays;
 pub use self::status::{ClusterStatus, MemberStatus};
 use self::tasks::DiskWatch;
 use crate::clock::{Clock, LoggedClock};
 use crate::error::{Code, NodeError};
+use crate::message::Removal;
 use crate::raft_network::{Addresses, PeerNetwork};
 use crate::transport::Dial;
 use crate::transport::frame::ClusterId;
@@ -117,6 +121,9 @@ pub enum StartError {
         /// Who asked.
         wanted: String,
     },
+    /// What the log holds cannot be applied again.
+    #[error("what was not flushed cannot be applied again: {0}. The log and the tables are as they were")]
+    Replay(std::io::Error),
     /// openraft refuses to start.
     #[error("the Raft node does not start: {0}")]
     Raft(String),
@@ -158,6 +165,10 @@ struct Inner {
     started: Instant,
     /// When the primary was heard last.
     heard: watch::Sender<Option<Instant>>,
+    /// The cluster has said that this server is not a member any more.
+    removed: watch::Sender<Option<Removal>>,
+    /// As the primary: servers that were removed and asked.
+    strays: Strays,
     /// True once the node is to stop: its tasks end.
     stop: watch::Sender<bool>,
     /// No new requests; what runs may finish.
@@ -191,6 +202,7 @@ impl Node {
             PeerNetwork { dial: Arc::clone(&options.dial), addresses: addresses.clone(), cluster, node: id };
         let config = raft_config(&options, &disk.identity.cluster_id)?;
         let state = disk.state;
+        state.replay().await.map_err(StartError::Replay)?;
         let raft = Raft::new(id, config, network, disk.log, StateMachine::new(state.clone()))
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
@@ -220,6 +232,8 @@ impl Node {
             recovered: AtomicBool::new(false),
             started: Instant::now(),
             heard: watch::Sender::new(None),
+            removed: watch::Sender::new(None),
+            strays: Strays::default(),
             stop: watch::Sender::new(false),
             draining: AtomicBool::new(false),
             failed: watch::Sender::new(None),
@@ -351,6 +365,9 @@ impl Inner {
 
     /// What to say when no primary is known.
     fn no_primary(&self) -> NodeError {
+        if let Some(removed) = self.removed_error() {
+            return removed;
+        }
         let text = "no primary is known: an election is under way, or a majority of the voters is away. `quorate \
                     cluster status` shows who answers";
         NodeError::not_applied(Code::NoPrimary, text).retry_after(100)

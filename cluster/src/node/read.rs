@@ -124,14 +124,22 @@ impl Node {
 
 impl Inner {
     /// Until recovery has caught up, no read is answered: it could show a state older than one shown before.
-    fn readable(&self) -> Result<()> {
+    pub(super) fn readable(&self) -> Result<()> {
         if let Some(cause) = &*self.failed.borrow() {
             return Err(NodeError::not_applied(Code::Failed, cause.clone()));
+        }
+        if let Some(removed) = self.removed_error() {
+            return Err(removed);
         }
         if self.recovered.load(std::sync::atomic::Ordering::Relaxed) {
             return Ok(());
         }
-        let text = "this server has not caught up with the cluster yet; ask another one";
+        let text = match self.working_leader() {
+            Some(_) => "this server has not caught up with the cluster yet; ask another one",
+            None => {
+                "this server has started and has heard of no primary to catch up with yet; ask another one"
+            }
+        };
         Err(NodeError::not_applied(Code::NotReady, text).with_primary(self.leader_url()).retry_after(100))
     }
 

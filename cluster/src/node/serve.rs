@@ -111,6 +111,7 @@ impl Inner {
                 self.read_index(lease, Instant::now() + LIMIT).await.map(Reply::ReadIndex)
             }
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Clock => Ok(Reply::Clock(self.clock.wall())),
             Request::Members(request) => {
                 if !self.is_leader() {
                     return Err(self.not_primary());
@@ -121,6 +122,10 @@ impl Inner {
             Request::Announce { node_id, info } => match self.is_leader() {
                 true => self.announced(node_id, info).await.map(|()| Reply::Announced),
                 false => self.pass_on(Request::Announce { node_id, info }).await,
+            },
+            Request::StillMember { node_id, info, membership } => match self.is_leader() {
+                true => self.still_member(node_id, info, membership).await.map(Reply::StillMember),
+                false => self.pass_on(Request::StillMember { node_id, info, membership }).await,
             },
         }
     }

@@ -1,6 +1,7 @@
 //! What a node says of itself, and what it learns of the others.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -62,16 +63,26 @@ impl Node {
 
     /// Caught up, and with a primary.
     pub fn ready(&self) -> bool {
-        self.inner.ready()
+        self.check_ready().is_ok()
+    }
+
+    /// The same, with the reason why not.
+    ///
+    /// # Errors
+    /// When it is not ready.
+    pub fn check_ready(&self) -> Result<(), NodeError> {
+        self.inner.check_ready()
     }
 
     /// Waits until there is a primary to turn to, at most `limit`.
     ///
     /// # Errors
-    /// When there is none by then: nothing was applied.
+    /// When there is none by then, and at once when this server has not caught up or is no member: another one may
+    /// have a primary. Nothing was applied.
     pub async fn await_primary(&self, limit: Duration) -> Result<(), NodeError> {
         let end = Instant::now() + limit;
         while self.inner.working_leader().is_none() {
+            self.inner.readable()?;
             if Instant::now() >= end {
                 return Err(self.inner.no_primary());
             }
@@ -108,9 +119,12 @@ impl Node {
     /// Asks all members how they are.
     ///
     /// # Errors
-    /// When the state is unusable.
+    /// When the state is unusable, or when this server was removed: it knows no more who they are.
     pub async fn cluster_status(&self) -> Result<ClusterStatus, NodeError> {
         let inner = &self.inner;
+        if let Some(removed) = inner.removed_error() {
+            return Err(removed);
+        }
         let voters = inner.voters();
         let members = inner.members();
         let asked = members.iter().map(|(id, info)| inner.ask_status(*id, info));
@@ -153,11 +167,15 @@ impl Node {
 }
 
 impl Inner {
-    pub(super) fn ready(&self) -> bool {
-        self.recovered.load(std::sync::atomic::Ordering::Relaxed)
-            && self.working_leader().is_some()
-            && self.failed.borrow().is_none()
-            && !self.draining.load(std::sync::atomic::Ordering::Relaxed)
+    fn check_ready(&self) -> Result<(), NodeError> {
+        self.readable()?;
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(NodeError::not_applied(Code::ShuttingDown, "this server is stopping"));
+        }
+        match self.working_leader() {
+            Some(_) => Ok(()),
+            None => Err(self.no_primary()),
+        }
     }
 
     pub(super) async fn ask_status(&self, id: NodeId, info: &NodeInfo) -> Option<NodeStatus> {
@@ -180,7 +198,7 @@ impl Inner {
             })
             .map_err(unusable)?;
         // Before the guard below: a second one while a writer waits would deadlock.
-        let (ready, leader) = (self.ready(), self.working_leader());
+        let (ready, leader) = (self.check_ready().is_ok(), self.working_leader());
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         Ok(NodeStatus {

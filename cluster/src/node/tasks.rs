@@ -31,6 +31,8 @@ const POLL: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(100);
 /// A primary logs the time at least so often, so that a believable clock stays believable.
 const LOG_TIME: u64 = 600_000;
+/// How often a primary whose clock is not believed asks the others for theirs.
+const CLOCKS: Duration = Duration::from_secs(1);
 const DISK: Duration = Duration::from_millis(500);
 /// After this time a server that catches up asks anew how far it has to come.
 const CATCH_UP: Duration = Duration::from_secs(30);
@@ -146,6 +148,7 @@ fn excess(inner: &Inner, flushed: u64) -> Option<u64> {
 }
 
 async fn tick(inner: Arc<Inner>) {
+    let mut compared = Instant::now();
     loop {
         tokio::time::sleep(TICK).await;
         if !inner.is_leader() || inner.disk.is_low() {
@@ -158,7 +161,12 @@ async fn tick(inner: Arc<Inner>) {
             Err(e) => return inner.fail(e),
         };
         let term = inner.raft.metrics().borrow_watched().current_term;
-        let now = inner.logged_clock.now(&*inner.clock, term, last);
+        let mut now = inner.logged_clock.now(&*inner.clock, term, last);
+        if inner.logged_clock.ahead().is_some() && compared.elapsed() >= CLOCKS {
+            inner.compare_clocks(term).await;
+            compared = Instant::now();
+            now = inner.logged_clock.now(&*inner.clock, term, last);
+        }
         let due = deadline.is_some_and(|deadline| deadline <= now) || (last > 0 && now >= last + LOG_TIME);
         if due {
             let tick = Command::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));

@@ -275,7 +275,10 @@ fn check(route: Route, local: Local, content: &Bytes) -> Result<Request, NodeErr
             hex(&local.cluster)
         ));
     }
-    let open = matches!(request, Request::Join(_) | Request::Announce { .. } | Request::Status);
+    let open = matches!(
+        request,
+        Request::Join(_) | Request::Announce { .. } | Request::StillMember { .. } | Request::Status
+    );
     if route.to != local.node && !(open && route.to == 0) {
         return misdirected(format!(
             "the request is for node {}, this is node {}: another server took over its address",

@@ -10,6 +10,8 @@ mod members;
 mod partitions;
 mod proposer;
 mod reads;
+mod removals;
 mod scenarios;
 mod snapshots;
+mod syncs;
 mod time;

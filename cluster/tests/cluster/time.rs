@@ -1,9 +1,11 @@
 //! Logged time over failovers between servers whose wall clocks disagree.
 
+use std::time::Duration;
+
 use quorate_cluster::message::MemberOp;
 use quorate_cluster::node::Node;
 
-use crate::support::{Cluster, eventually, tally, within};
+use crate::support::{Cluster, Options, eventually, tally, throughout, within};
 
 const HOUR: i64 = 3_600_000;
 
@@ -69,4 +71,44 @@ async fn a_clock_more_than_an_hour_ahead_is_not_believed_and_shows_in_the_status
         assert!((after..after + 60_000).contains(&jumped), "from {after} to {jumped}");
     }
     cluster.finish().await;
+}
+
+/// All were stopped for a weekend: what stood still is the logged time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_ahead_are_believed_when_a_majority_shows_the_same() {
+    for (servers, wrong) in [(3, Some("S2")), (1, None)] {
+        let cluster = Cluster::start_with(Options { servers, ..Options::default() }).await;
+        let before = logged(&cluster.node(&cluster.primary().await)).await;
+        for name in cluster.names() {
+            cluster.kill(&name).await;
+            let weekend = if wrong == Some(&*name) { 500 * HOUR } else { 60 * HOUR };
+            cluster.clock(&name).set_offset(weekend);
+        }
+        for name in cluster.names() {
+            cluster.start(&name).await;
+        }
+        cluster.primary().await;
+        if let Some(wrong) = wrong {
+            // Alone with what it shows, it is not believed; nor does it keep the others from it.
+            cluster.change(MemberOp::Transfer, wrong).await;
+            logged(&cluster.node(wrong)).await;
+            let doubted =
+                || cluster.status(wrong).clock_ahead_ms.is_some_and(|ahead| ahead > 400 * HOUR as u64);
+            throughout("it is not believed", Duration::from_millis(2500), doubted).await;
+            let time = logged(&cluster.node(wrong)).await;
+            assert!(time < before + 61 * HOUR as u64, "from {before} to {time}");
+            cluster.change(MemberOp::Transfer, "S3").await;
+        }
+        eventually("it is Monday", async || {
+            let time = logged(&cluster.node(&cluster.primary().await)).await;
+            assert!(time < before + 61 * HOUR as u64, "from {before} to {time}");
+            time >= before + 60 * HOUR as u64
+        })
+        .await;
+        assert_eq!(cluster.status(&cluster.primary().await).clock_ahead_ms, None);
+        for node in cluster.nodes.all() {
+            check_log(&node).await;
+        }
+        cluster.finish().await;
+    }
 }

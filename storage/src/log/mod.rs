@@ -19,9 +19,10 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use openraft::RaftLogReader;
+use futures_util::{Stream, TryStreamExt as _, stream};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
 use raft_log::RaftLog;
 use raft_log::api::raft_log_writer::RaftLogWriter;
 use serde::{Deserialize, Serialize};
@@ -133,6 +134,11 @@ impl DeltaLog {
         self.inner.lock().log.log_state().purged().map(|id| (*id).into())
     }
 
+    /// The last entry that is known here to be committed.
+    pub fn committed(&self) -> Option<LogId> {
+        self.inner.lock().log.log_state().committed().map(|id| (*id).into())
+    }
+
     /// Bytes on disk.
     pub fn disk_bytes(&self) -> u64 {
         self.inner.lock().log.on_disk_size()
@@ -213,10 +219,30 @@ impl Drop for Inner {
 impl RaftLogReader<TypeConfig> for DeltaLog {
     async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
     where
-        RB: RangeBounds<u64> + Clone + Debug + openraft::OptionalSend,
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (from, to) = half_open(&range);
         self.read_bounded(from, to, usize::MAX)
+    }
+
+    /// What is to be applied. openraft's own way reads it all at once; a server that catches up has a lot of it.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = half_open(&range);
+        let log = self.clone();
+        let pages = stream::try_unfold(from, move |next| {
+            let log = log.clone();
+            async move {
+                if next >= to {
+                    return Ok(None);
+                }
+                let page = log.read(next, to)?;
+                Ok::<_, io::Error>(page.last().map(|last| last.log_id.index + 1).map(|after| (page, after)))
+            }
+        });
+        pages.map_ok(|page| stream::iter(page.into_iter().map(Ok))).try_flatten()
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -263,13 +289,13 @@ impl RaftLogStorage<TypeConfig> for DeltaLog {
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        Ok(self.inner.lock().log.log_state().committed().map(|id| (*id).into()))
+        Ok(self.committed())
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
     where
-        I: IntoIterator<Item = Entry> + openraft::OptionalSend,
-        I::IntoIter: openraft::OptionalSend,
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
     {
         self.write(Some(callback), |state| {
             let entries = entries

@@ -14,13 +14,17 @@ use super::tail::{self, damaged};
 use super::{DeltaLog, LogMark};
 use crate::files;
 
+/// Entries kept in memory. raft-log cannot read an entry back from its newest file, and may take one there for evictable
+/// when it replaced one of a higher term. The oldest are evicted first; so the cache has room for twice what a file takes.
+const CACHE_ITEMS: usize = 200_000;
+
 /// Sizes of the log's files and caches.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
     /// Bytes in a file before the next one is begun. The newest file is never purged, so this is
     /// about what an idle log keeps on disk. raft-log's default is 1 GiB.
     pub chunk_bytes: usize,
-    /// Bytes of payloads kept in memory for replication and apply. raft-log's default is 1 GiB.
+    /// Bytes of payloads kept in memory for replication and apply; at least two files' worth. raft-log's default is 1 GiB.
     pub cache_bytes: usize,
 }
 
@@ -65,7 +69,7 @@ impl DeltaLog {
             wal: Config {
                 dir: dir.to_string_lossy().into_owned(),
                 read_buffer_size: Some(1 << 20),
-                chunk_max_records: Some(1 << 20),
+                chunk_max_records: Some(CACHE_ITEMS / 2),
                 chunk_max_size: Some(options.chunk_bytes),
                 truncate_incomplete_record: Some(true),
                 // Group commit is ours (flush.rs): raft-log's own wait only adds latency.
@@ -74,8 +78,8 @@ impl DeltaLog {
                 // One sync is in flight, so this bounds what is written during one sync.
                 flush_queue_max_bytes: Some(512 << 20),
             },
-            log_cache_max_items: Some(200_000),
-            log_cache_capacity: Some(options.cache_bytes),
+            log_cache_max_items: Some(CACHE_ITEMS),
+            log_cache_capacity: Some(options.cache_bytes.max(2 * options.chunk_bytes)),
         };
         let config = Arc::new(config);
         let mut torn = Vec::new();

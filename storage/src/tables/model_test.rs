@@ -1,6 +1,6 @@
 //! The tables against a `BTreeMap`, through flushes, reads during a flush, and restarts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ const NEIGHBOURS: [(&str, Table<RowKey, String>); 3] =
 #[derive(Debug, Clone)]
 enum Step {
     Put(RowKey, String),
+    /// The same by [`Tables::put_new`], if there never was such a row.
+    PutNew(RowKey, String),
     Remove(RowKey),
     Range(Bound<RowKey>, Bound<RowKey>, usize),
     /// Starts a flush; what comes then goes into a new overlay.
@@ -34,7 +36,7 @@ enum Step {
 
 fn keys() -> impl Strategy<Value = RowKey> {
     // Few, so that steps meet; with zero bytes and shared prefixes, so that the order is put to the test.
-    ("[ab\0]{0,2}", 0u64..3)
+    ("[ab\0]{0,2}", 0u64..4)
 }
 
 fn bounds() -> impl Strategy<Value = Bound<RowKey>> {
@@ -44,7 +46,8 @@ fn bounds() -> impl Strategy<Value = Bound<RowKey>> {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let value = prop_oneof![9 => "[a-z]{0,8}", 1 => "[a-z]{2000,3000}"];
     let step = prop_oneof![
-        12 => (keys(), value).prop_map(|(key, value)| Step::Put(key, value)),
+        12 => (keys(), value.clone()).prop_map(|(key, value)| Step::Put(key, value)),
+        6 => (keys(), value).prop_map(|(key, value)| Step::PutNew(key, value)),
         6 => keys().prop_map(Step::Remove),
         6 => (bounds(), bounds(), 1usize..8).prop_map(|(from, to, limit)| Step::Range(from, to, limit)),
         2 => Just(Step::Freeze),
@@ -59,6 +62,8 @@ struct Run<'a> {
     dir: &'a Path,
     rows: Rows,
     model: Model,
+    /// The keys that ever had a row.
+    used: BTreeSet<RowKey>,
     /// The flush that has been started: its rows, and the model then.
     frozen: Option<(Arc<Overlay>, u128, Model)>,
     /// What is on disk.
@@ -83,6 +88,7 @@ impl<'a> Run<'a> {
             dir,
             rows,
             model: Model::new(),
+            used: BTreeSet::new(),
             frozen: None,
             flushed: Model::new(),
             neighbours,
@@ -96,12 +102,13 @@ impl<'a> Run<'a> {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Put(key, value) => {
-                let mut tables = Tables::new(&mut self.rows, "s");
-                tables.put(&TABLE, &key, &value);
-                assert_eq!(tables.get(&TABLE, &key).as_ref(), Some(&value));
-                assert_eq!(tables.damage(), None);
-                self.model.insert(key, value);
+            Step::PutNew(key, value) if !self.used.contains(&key) => {
+                Tables::new(&mut self.rows, "s").put_new(&TABLE, &key, &value);
+                self.was_put(key, value);
+            }
+            Step::Put(key, value) | Step::PutNew(key, value) => {
+                Tables::new(&mut self.rows, "s").put(&TABLE, &key, &value);
+                self.was_put(key, value);
             }
             Step::Remove(key) => {
                 let mut tables = Tables::new(&mut self.rows, "s");
@@ -116,6 +123,14 @@ impl<'a> Run<'a> {
             Step::Restart => self.restart(),
         }
         self.check();
+    }
+
+    fn was_put(&mut self, key: RowKey, value: String) {
+        let view = View::new(&self.rows, "s");
+        assert_eq!(view.get(&TABLE, &key).as_ref(), Some(&value));
+        assert_eq!(view.damage(), None);
+        self.used.insert(key.clone());
+        self.model.insert(key, value);
     }
 
     fn freeze(&mut self) {

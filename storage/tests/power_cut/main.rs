@@ -10,6 +10,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod check;
 mod history;
 mod rig;
 #[path = "../support/mod.rs"]

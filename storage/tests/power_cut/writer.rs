@@ -13,13 +13,14 @@ use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftStateMachi
 use openraft::type_config::TypeConfigExt as _;
 use openraft::vote::RaftLeaderId as _;
 use quorate_storage::node_disk::{self, NodeDisk};
-use quorate_storage::raft_types::{LogId, Payload, SnapshotMeta, TypeConfig, Vote, log_id};
+use quorate_storage::raft_types::{LogId, SnapshotMeta, TypeConfig, Vote, log_id};
 use quorate_storage::snapshot;
 use quorate_storage::state_machine::{SnapshotHandle, StateMachine};
 use quorate_storage::tables::base::{Base, FlushMeta};
 
-use crate::history::{Found, History, Step, View};
-use crate::support::{self, Model, Rng, apply, entry, open, read_all, term_of};
+use crate::check::check;
+use crate::history::{History, Step, View};
+use crate::support::{self, Model, Rng, apply, entry, open, read_all};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -121,12 +122,13 @@ impl Writer {
         Ok(writer)
     }
 
-    /// What openraft does when it starts, then a replay of all that is left.
+    /// What a node does when it starts, then a replay of all that is left.
     async fn recover(&mut self) -> Result<()> {
         if self.applied > self.view.last {
             // openraft closes the hole below an installed snapshot.
             self.op(Step::Purge { index: self.applied });
         }
+        self.disk.state.replay().await?;
         let mut log = self.disk.log.clone();
         StorageHelper::new(&mut log, &mut self.machine).with_id(1).get_initial_state().await?;
         let (applied, _) = self.machine.applied_state().await?;
@@ -359,46 +361,4 @@ impl Writer {
         std::fs::remove_dir_all(dir)?;
         Ok(file)
     }
-}
-
-/// The disk as it was found, against the history.
-async fn check(disk: &NodeDisk, history: &History) -> (View, u64) {
-    assert_eq!(disk.identity, support::identity(1));
-    let mut log = disk.log.clone();
-    let entries = read_all(&log);
-    for found in entries.iter().filter(|entry| entry.log_id.index > 0) {
-        let (term, index) = (term_of(&found.log_id), found.log_id.index);
-        assert_eq!(found, &entry(term, index), "the content of entry {index}");
-    }
-    if let Some(first) = entries.first().filter(|entry| entry.log_id.index == 0) {
-        assert!(matches!(first.payload, Payload::Membership(_)));
-    }
-    let state = log.get_log_state().await.unwrap();
-    let found = Found {
-        vote: log.read_vote().await.unwrap().map_or(0, |vote| vote.leader_id.term),
-        purged: state.last_purged_log_id.map(|id| id.index),
-        last: state.last_log_id.map_or(0, |id| id.index),
-        entries: entries.iter().map(|entry| (entry.log_id.index, term_of(&entry.log_id))).collect(),
-    };
-    let mut view = history.explain(&found).unwrap_or_else(|why| panic!("{why}"));
-
-    let flush = disk.state.last_flush();
-    let applied = flush.applied.as_ref().map_or(0, |id| id.index);
-    let end = history.end();
-    assert!(applied >= history.flushed, "flushed up to {}, found {applied}", history.flushed);
-    if let Some(id) = &flush.applied {
-        assert_eq!(end.terms.get(&applied), Some(&term_of(id)), "the term of the applied entry {applied}");
-    }
-    let model = end.model_at(applied);
-    assert_eq!(
-        (flush.hash, flush.revision),
-        (model.hash(), model.revision),
-        "the rows are not those of {applied}"
-    );
-    let committed = log.read_committed().await.unwrap().map_or(0, |id| id.index);
-    assert!(committed <= view.last.max(applied), "committed {committed} is beyond the end");
-    // A snapshot may be ahead of the log.
-    view.terms.split_off(&(view.last + 1));
-    view.terms.extend(end.terms.range(..=applied));
-    (view, applied)
 }

@@ -1,0 +1,123 @@
+//! Servers that were removed: they are told, serve nothing, and come back only when they are asked to.
+
+use std::time::{Duration, Instant};
+
+use quorate_cluster::error::{Attempt, Code, NodeError};
+use quorate_cluster::message::{MemberOp, MembersRequest};
+use quorate_cluster::node::ReadLevel;
+
+use crate::support::client::Client;
+use crate::support::{Cluster, Options, eventually, tally, throughout, within};
+
+async fn told(cluster: &Cluster, name: &str) {
+    eventually("it is told that it was removed", async || cluster.node(name).is_removed()).await;
+}
+
+/// Whatever is asked of it is answered with the cause, and with who to ask instead.
+async fn check_serves_nothing(cluster: &Cluster, name: &str) {
+    let node = cluster.node(name);
+    let url = format!("http://{}", cluster.primary_among(&cluster.others(name)).await);
+    let removed = |what: &str, error: NodeError| {
+        assert_eq!((error.code, error.attempt), (Code::NotReady, Attempt::NotApplied), "{what}: {error:?}");
+        assert_eq!(error.primary.as_deref(), Some(&*url), "{what}");
+        for part in ["was removed from the cluster", &url, &format!("promote {name}"), "--join"] {
+            assert!(error.detail.contains(part), "{what} does not say {part:?}: {error}");
+        }
+    };
+    let begun = Instant::now();
+    for level in [ReadLevel::Linearizable, ReadLevel::Lease, ReadLevel::Stale { max_age: None }] {
+        removed("a read", node.read_point(level, within(10_000)).await.unwrap_err());
+    }
+    removed("a command", node.propose(tally::add("hits"), within(10_000)).await.unwrap_err());
+    removed("the wait for a primary", node.await_primary(Duration::from_secs(10)).await.unwrap_err());
+    removed("the cluster's status", node.cluster_status().await.unwrap_err());
+    removed("the log", node.log_page(1, 10).await.unwrap_err());
+    let request = MembersRequest { op: MemberOp::Promote, name: name.to_owned(), if_membership: None };
+    removed("a change", node.change_members(request, within(10_000)).await.unwrap_err());
+    removed("readiness", node.check_ready().unwrap_err());
+    assert!(begun.elapsed() < Duration::from_secs(5), "at once, not when the time is up");
+    let status = cluster.status(name);
+    assert_eq!((status.ready, status.leader), (false, None), "{status:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_server_is_told_also_after_a_restart_and_can_be_taken_back_as_it_is() {
+    let mut cluster = Cluster::start_three().await;
+    let mut client = Client::open(&cluster.nodes, "hits").await;
+    client.add().await;
+    let name = cluster.others(&cluster.primary().await).pop().unwrap();
+    let node_id = cluster.status(&name).node_id;
+    cluster.change(MemberOp::Remove, &name).await;
+    told(&cluster, &name).await;
+    check_serves_nothing(&cluster, &name).await;
+    // Its view of the cluster is as old as before the restart; and a new address is no way in.
+    cluster.kill(&name).await;
+    cluster.move_server(&name);
+    cluster.start(&name).await;
+    told(&cluster, &name).await;
+    check_serves_nothing(&cluster, &name).await;
+    let node = cluster.node(&name);
+    throughout("it stays outside", Duration::from_secs(1), || node.is_removed()).await;
+    let other = cluster.others(&name).remove(0);
+    let members = cluster.node(&other).cluster_status().await.unwrap().members;
+    assert!(members.iter().all(|member| member.info.name != name), "{members:?}");
+    drop(node);
+
+    let reply = cluster.change(MemberOp::Promote, &name).await;
+    assert_eq!((reply.voters.len(), reply.learners.len()), (3, 0), "{reply:?}");
+    eventually("it is ready again", async || cluster.node(&name).ready()).await;
+    assert!(!cluster.node(&name).is_removed());
+    assert_eq!(cluster.status(&name).node_id, node_id);
+    client.add().await;
+    cluster.converge().await;
+    assert_eq!(tally::held(&cluster.node(&name), "hits"), 2);
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_was_removed_behind_its_back_is_told_when_it_is_back() {
+    let cluster = Cluster::start_three().await;
+    let old = cluster.primary().await;
+    cluster.net.isolate(&old);
+    let others = cluster.others(&old);
+    let new = cluster.node(&cluster.primary_among(&others).await);
+    let request = MembersRequest { op: MemberOp::Remove, name: old.clone(), if_membership: None };
+    eventually("it is removed", async || new.change_members(request.clone(), within(5000)).await.is_ok())
+        .await;
+    cluster.net.heal();
+    told(&cluster, &old).await;
+    check_serves_nothing(&cluster, &old).await;
+    cluster.kill(&old).await;
+    cluster.finish().await;
+}
+
+/// To be without a primary is not to be removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_cut_off_takes_itself_for_a_member() {
+    let cluster = Cluster::start_with(Options::default()).await;
+    let name = cluster.others(&cluster.primary().await).pop().unwrap();
+    cluster.net.isolate(&name);
+    let node = cluster.node(&name);
+    eventually("it knows no primary", async || node.primary_name().is_none()).await;
+    throughout("it is a member", Duration::from_secs(2), || !node.is_removed()).await;
+    let error = node.check_ready().unwrap_err();
+    assert_eq!(error.code, Code::NoPrimary, "{error:?}");
+    drop(node);
+    cluster.finish().await;
+}
+
+/// What a server that has just started cannot know it does not wait for: another one may have a primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_not_caught_up_and_hears_nobody_says_so_at_once() {
+    let cluster = Cluster::start_three().await;
+    let name = cluster.others(&cluster.primary().await).pop().unwrap();
+    cluster.kill(&name).await;
+    cluster.net.isolate(&name);
+    cluster.start(&name).await;
+    let begun = Instant::now();
+    let error = cluster.node(&name).await_primary(Duration::from_secs(10)).await.unwrap_err();
+    assert_eq!((error.code, error.attempt), (Code::NotReady, Attempt::NotApplied), "{error:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(error.detail.contains("has heard of no primary"), "{error}");
+    cluster.finish().await;
+}

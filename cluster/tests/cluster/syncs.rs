@@ -1,0 +1,111 @@
+//! A disk that does not sync: nothing is acknowledged on it, the server says why and stops, and it is not tried again.
+
+use std::ffi::c_int;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use quorate_cluster::error::{Attempt, Code};
+use quorate_cluster::node::ReadLevel;
+
+use crate::support::client::Client;
+use crate::support::{Cluster, Options, PATIENCE, eventually, tally, within};
+
+/// The directories whose files do not sync.
+static BROKEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+const EIO: c_int = 5;
+
+#[expect(unsafe_code, reason = "two functions of libc that std and rustix have no equal of")]
+unsafe extern "C" {
+    safe fn fsync(fd: c_int) -> c_int;
+    safe fn __errno_location() -> *mut c_int;
+}
+
+/// The linker takes this one for libc's, so all of the process syncs through it: a disk that fails, without root.
+#[expect(
+    unsafe_code,
+    reason = "a symbol that replaces libc's, and the error number, which is the thread's own"
+)]
+#[unsafe(no_mangle)]
+extern "C" fn fdatasync(fd: c_int) -> c_int {
+    let file = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+    if BROKEN.lock().unwrap().iter().any(|dir| file.starts_with(dir)) {
+        unsafe { *__errno_location() = EIO };
+        return -1;
+    }
+    fsync(fd)
+}
+
+fn breaks(dir: &Path) {
+    BROKEN.lock().unwrap().push(dir.canonicalize().unwrap());
+}
+
+fn works(dir: &Path) {
+    let dir = dir.canonicalize().unwrap();
+    BROKEN.lock().unwrap().retain(|broken| *broken != dir);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_alone_whose_log_does_not_sync_acknowledges_nothing_and_says_why() {
+    let cluster = Cluster::start_with(Options { servers: 1, ..Options::default() }).await;
+    let node = cluster.node("S1");
+    node.propose(tally::add("hits"), within(5000)).await.unwrap();
+    let log = cluster.dir("S1").join("log");
+    breaks(&log);
+    let error = node.propose(tally::add("hits"), within(5000)).await.unwrap_err();
+    assert_eq!(error.attempt, Attempt::Unknown, "{error:?}");
+    let cause = tokio::time::timeout(PATIENCE, node.failed()).await.unwrap();
+    assert!(cause.contains("Input/output error"), "{cause}");
+    // The disk is well again, but it is not trusted: the kernel may have dropped what it could not write.
+    works(&log);
+    let error = node.propose(tally::add("hits"), within(5000)).await.unwrap_err();
+    assert!(matches!(error.code, Code::Failed | Code::NoPrimary), "{error:?}");
+    let error = node.read_point(ReadLevel::Linearizable, within(5000)).await.unwrap_err();
+    assert_eq!((error.code, error.detail.contains("Input/output error")), (Code::Failed, true), "{error:?}");
+    let error = node.state().flush().await.unwrap_err().to_string();
+    assert!(error.contains("the delta log failed and takes no more writes"), "{error}");
+    let error = node.state().flush().await.unwrap_err().to_string();
+    assert!(error.contains("an earlier flush failed"), "{error}");
+    drop(node);
+    cluster.kill("S1").await;
+    cluster.start("S1").await;
+    eventually("it is ready", async || cluster.node("S1").ready()).await;
+    let held = tally::held(&cluster.node("S1"), "hits");
+    assert!((1..=2).contains(&held), "one is acknowledged, one unknown: {held}");
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_go_on_without_a_primary_whose_log_does_not_sync() {
+    let cluster = Cluster::start_three().await;
+    let mut client = Client::open(&cluster.nodes, "hits").await;
+    client.add().await;
+    let broken = cluster.primary().await;
+    let log = cluster.dir(&broken).join("log");
+    breaks(&log);
+    client.add().await;
+    let cause = tokio::time::timeout(PATIENCE, cluster.node(&broken).failed()).await.unwrap();
+    assert!(cause.contains("Input/output error"), "{cause}");
+    // Its process would end now.
+    cluster.kill(&broken).await;
+    cluster.primary().await;
+    client.add().await;
+    works(&log);
+    cluster.start(&broken).await;
+    eventually("it is ready again", async || cluster.node(&broken).ready()).await;
+    cluster.converge().await;
+    for node in cluster.nodes.all() {
+        assert_eq!(tally::held(&node, "hits"), 3);
+    }
+    cluster.finish().await;
+}
+
+#[test]
+fn the_sync_that_std_calls_is_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = std::fs::File::create(dir.path().join("file")).unwrap();
+    file.sync_data().unwrap();
+    breaks(dir.path());
+    assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(EIO));
+    works(dir.path());
+    file.sync_data().unwrap();
+}
