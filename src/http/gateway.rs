@@ -97,25 +97,22 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let body = app.bodies.read(request.into_body()).await?;
     let large = body.len() > LARGE;
     let node = app.node.clone();
-    let (commands, services) = aside(&app, large, move || parse_batch(&node, session, &body)).await?;
+    let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
     primary(&app).await?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
     let node = app.node.clone();
-    let replies = aside(&app, large, move || replies_json(&node, &services, &outcomes)).await;
+    let replies = aside(large, move || replies_json(&node, &services, &outcomes)).await;
     replies.map_err(Problem::unknown).map(json)
 }
 
 /// Does what takes long on another thread: a node that is busy with JSON sends no heartbeats.
 async fn aside<R: Send + 'static>(
-    app: &App,
     large: bool,
     work: impl FnOnce() -> Result<R, Problem> + Send + 'static,
 ) -> Result<R, Problem> {
     if !large {
         return work();
     }
-    // More threads at once than there are cores to spare would only take turns.
-    let _turn = app.aside.acquire().await;
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| Err(Problem::new(500, "failed", e.to_string())))
 }

@@ -15,7 +15,6 @@ mod watch;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -43,8 +42,6 @@ struct App {
     node: Node,
     bodies: Bodies,
     watches: Arc<Semaphore>,
-    /// Turns of threads that read and write large batches.
-    aside: Semaphore,
     requests: AtomicU64,
     errors: AtomicU64,
     started: Instant,
@@ -66,7 +63,6 @@ pub(crate) async fn serve(
         node,
         bodies: Bodies::new(),
         watches: Arc::new(Semaphore::new(MAX_WATCHES)),
-        aside: Semaphore::new(available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))),
         requests: AtomicU64::new(0),
         errors: AtomicU64::new(0),
         started: Instant::now(),

@@ -3,9 +3,7 @@
 //!
 //! On a backup the same batching sends what waits to the primary, which batches again with its own.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -16,85 +14,22 @@ use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, RaftErr
 use quorate_storage::delta::{self, Command, MAX_DELTAS_PER_ENTRY, Outcome};
 use quorate_storage::raft_types::{Deltas, NodeId, term_of};
 use quorate_storage::state_machine::OVERLOADED_BYTES;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::timeout_at;
 
+use super::queue::{LARGE, Queue, Waiting};
 use super::{Inner, Node};
 use crate::error::{Attempt, Code, NodeError};
 use crate::message::{Reply, Request};
 
-/// Commands that wait for the proposer.
-const MAX_WAITING: usize = 16_384;
-/// And their bytes.
-const MAX_WAITING_BYTES: usize = 64 << 20;
-/// Bytes in one entry; one command alone may have more.
-const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// Entries, or messages to the primary, in flight.
 const IN_FLIGHT: usize = 4;
-/// An entry of so many commands does not wait for the one in flight. Smaller ones do: each costs every server several
-/// hundred microseconds, however little is in it (docs/performance.md).
-const LARGE: usize = 256;
-/// Before an entry is closed, the runtime goes round once more, which serves the connections that have something to say,
-/// until nothing comes in a round; or in so many, while less is here than the entry before had: its clients have their
-/// answers and are about to come back.
-const EMPTY_ROUNDS: usize = 8;
 /// A forwarded command may take this long in the primary's hands.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between attempts while an election runs.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 type Result<T> = std::result::Result<T, NodeError>;
-
-/// The proposer's inbox.
-pub(super) struct Batcher {
-    waiting: mpsc::Sender<Waiting>,
-    waiting_bytes: Arc<AtomicUsize>,
-}
-
-/// Commands that stay together: one client's request or batch, or what a backup sent.
-pub(super) struct Waiting {
-    commands: Arc<Vec<Command>>,
-    /// Came from a backup: not to be sent on, lest it go round.
-    forwarded: bool,
-    reply: oneshot::Sender<Result<Vec<Outcome>>>,
-    budget: Budget,
-}
-
-/// Gives its bytes back when dropped.
-struct Budget {
-    bytes: usize,
-    total: Arc<AtomicUsize>,
-}
-
-impl Drop for Budget {
-    fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-impl Batcher {
-    pub(super) fn new() -> (Self, mpsc::Receiver<Waiting>) {
-        let (waiting, inbox) = mpsc::channel(MAX_WAITING);
-        (Self { waiting, waiting_bytes: Arc::default() }, inbox)
-    }
-
-    fn submit(
-        &self,
-        commands: Arc<Vec<Command>>,
-        forwarded: bool,
-    ) -> Result<oneshot::Receiver<Result<Vec<Outcome>>>> {
-        let bytes = commands.iter().map(Command::size).sum();
-        let before = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
-        let budget = Budget { bytes, total: Arc::clone(&self.waiting_bytes) };
-        let (reply, receiver) = oneshot::channel();
-        let full = before + bytes > MAX_WAITING_BYTES;
-        if full || self.waiting.try_send(Waiting { commands, forwarded, reply, budget }).is_err() {
-            let text = "too many commands are waiting on this server; come back later";
-            return Err(NodeError::not_applied(Code::Overloaded, text).retry_after(50));
-        }
-        Ok(receiver)
-    }
-}
 
 impl Node {
     /// Has one command applied, through whichever server is the primary.
@@ -187,85 +122,31 @@ impl Inner {
 /// The proposer's loop.
 pub(super) async fn run(inner: Arc<Inner>, mut inbox: mpsc::Receiver<Waiting>) {
     let mut stop = inner.stop.subscribe();
-    let mut in_flight: FuturesUnordered<BoxFuture<'static, ()>> = FuturesUnordered::new();
+    let mut in_flight: FuturesUnordered<BoxFuture<'static, usize>> = FuturesUnordered::new();
     let mut queue = Queue::default();
     loop {
         // The primary's own proposer gathers again what a backup sends on.
         let hurry = queue.commands >= LARGE || !inner.is_leader();
         let room = in_flight.is_empty() || hurry && in_flight.len() < IN_FLIGHT;
         if room && !queue.waiting.is_empty() {
-            queue.gather(&mut inbox).await;
-            in_flight.push(Box::pin(dispatch(Arc::clone(&inner), queue.take_batch())));
+            queue.gather(&mut inbox, inner.is_leader()).await;
+            let batch = queue.take_batch();
+            let requests = batch.len();
+            in_flight.push(dispatch(Arc::clone(&inner), batch).map(move |()| requests).boxed());
             // It begins now, before anything else is waited for.
-            let _ = in_flight.next().now_or_never();
+            if let Some(Some(requests)) = in_flight.next().now_or_never() {
+                queue.done(requests);
+            }
             continue;
         }
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+            Some(requests) = in_flight.next(), if !in_flight.is_empty() => queue.done(requests),
             waiting = inbox.recv(), if queue.has_room() => match waiting {
                 Some(waiting) => queue.push(waiting),
                 None => return,
             },
         }
-    }
-}
-
-/// What goes into the next entries.
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    commands: usize,
-    /// As many as the entry before had; less and less when fewer come.
-    expected: usize,
-}
-
-impl Queue {
-    fn has_room(&self) -> bool {
-        self.commands < MAX_DELTAS_PER_ENTRY
-    }
-
-    fn push(&mut self, waiting: Waiting) {
-        self.commands += waiting.commands.len();
-        self.waiting.push_back(waiting);
-    }
-
-    /// Takes in what comes while the connections that have something to say are served.
-    async fn gather(&mut self, inbox: &mut mpsc::Receiver<Waiting>) {
-        let mut empty = 0;
-        while self.has_room() {
-            tokio::task::yield_now().await;
-            let before = self.commands;
-            while self.has_room()
-                && let Ok(waiting) = inbox.try_recv()
-            {
-                self.push(waiting);
-            }
-            empty += usize::from(self.commands == before);
-            if empty > 0 && (self.commands >= self.expected || empty == EMPTY_ROUNDS) {
-                return;
-            }
-        }
-    }
-
-    /// The first that wait, up to an entry's bounds; forwarded and own commands do not mix.
-    fn take_batch(&mut self) -> Vec<Waiting> {
-        let (mut bytes, mut commands) = (0, 0);
-        let forwarded = self.waiting.front().is_some_and(|first| first.forwarded);
-        let fits = |waiting: &&Waiting| {
-            bytes += waiting.budget.bytes;
-            commands += waiting.commands.len();
-            // One alone may have more.
-            let first = commands == waiting.commands.len();
-            waiting.forwarded == forwarded
-                && (first || bytes <= MAX_ENTRY_BYTES && commands <= MAX_DELTAS_PER_ENTRY)
-        };
-        let count = self.waiting.iter().take_while(fits).count();
-        let batch: Vec<Waiting> = self.waiting.drain(..count).collect();
-        let taken: usize = batch.iter().map(|waiting| waiting.commands.len()).sum();
-        self.commands -= taken;
-        self.expected = taken.max(self.expected * 7 / 8);
-        batch
     }
 }
 
