@@ -8,7 +8,7 @@
 #   --dir DIR         where both keep their data, default target/compare; no tmpfs
 #
 # Put against add and linearizable get against linearizable get, on 1,000 uniform keys; one operation is one
-# request. Both are durable: etcd runs with its defaults, fsync included. Adds in JSON batches of 1,000, over sixteen
+# request. Both are durable: etcd runs with its defaults, fsync included. Adds in JSON batches of 1,000, over 64
 # connections, have no counterpart. The table on stdout holds medians of the rounds; every run is kept in DIR/runs.tsv.
 #
 # etcd gets its better side: its load goes to the leader (through followers it was slower in most runs), and is
@@ -167,7 +167,7 @@ run_quorate() {
                 --secs "$SECS" --op "$op" --json
         done
     done
-    measure quorate batch 16 own "$BIN" bench --servers "$QUORATE_URLS" --clients 16 --secs "$SECS" --op add \
+    measure quorate batch 64 own "$BIN" bench --servers "$QUORATE_URLS" --clients 64 --secs "$SECS" --op add \
         --batch 1000 --json
     stop_quorate
 }

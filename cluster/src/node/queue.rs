@@ -174,3 +174,96 @@ impl Queue {
         batch
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    struct Proposer {
+        batcher: Batcher,
+        inbox: mpsc::Receiver<Waiting>,
+        queue: Queue,
+    }
+
+    impl Proposer {
+        /// After an entry of `crowd` requests is done.
+        fn after(crowd: usize) -> Self {
+            let (batcher, inbox) = Batcher::new();
+            let mut proposer = Self { batcher, inbox, queue: Queue::default() };
+            proposer.come(crowd, 1);
+            let batch = proposer.queue.take_batch();
+            assert_eq!(batch.len(), crowd);
+            proposer.queue.done(crowd);
+            proposer.queue.expected = 0;
+            proposer
+        }
+
+        /// So many requests come, of so many commands each.
+        fn come(&mut self, requests: usize, commands: usize) {
+            for _ in 0..requests {
+                send(&self.batcher, commands);
+            }
+            self.queue.take_in(&mut self.inbox);
+        }
+
+        /// How long it gathers.
+        async fn gather(&mut self, primary: bool) -> Duration {
+            let begun = Instant::now();
+            self.queue.gather(&mut self.inbox, primary).await;
+            begun.elapsed()
+        }
+    }
+
+    fn send(batcher: &Batcher, commands: usize) {
+        let commands = vec![Command::sessionless("none", vec![1]); commands];
+        // Nobody waits for the reply.
+        drop(batcher.submit(Arc::new(commands), false).expect("room"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_waited_for_until_nearly_all_are_back() {
+        let mut proposer = Proposer::after(40);
+        proposer.come(20, 1);
+        let batcher = std::mem::replace(&mut proposer.batcher, Batcher::new().0);
+        tokio::spawn(async move {
+            sleep(CROWD_PAUSE / 2).await;
+            (0..15).for_each(|_| send(&batcher, 1));
+        });
+        assert_eq!(proposer.gather(true).await, CROWD_PAUSE / 2);
+        assert_eq!(proposer.queue.waiting.len(), 35);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_waited_for_no_longer_than_it_is_worth() {
+        let mut proposer = Proposer::after(40);
+        proposer.come(20, 1);
+        assert_eq!(proposer.gather(true).await, CROWD_PAUSE);
+        // It is a crowd no more when it stays away.
+        for _ in 0..8 {
+            let batch = proposer.queue.take_batch();
+            proposer.queue.done(batch.len());
+            proposer.come(1, 1);
+        }
+        assert_eq!(proposer.gather(true).await, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_else_is_waited_for() {
+        let mut few = Proposer::after(CROWD - 1);
+        few.come(1, 1);
+        assert_eq!(few.gather(true).await, Duration::ZERO);
+        let mut backup = Proposer::after(40);
+        backup.come(1, 1);
+        assert_eq!(backup.gather(false).await, Duration::ZERO);
+        let mut large = Proposer::after(40);
+        large.come(1, LARGE);
+        assert_eq!(large.gather(true).await, Duration::ZERO);
+        let mut busy = Proposer::after(40);
+        busy.come(1, 1);
+        assert_eq!(busy.queue.take_batch().len(), 1);
+        busy.come(1, 1);
+        assert_eq!(busy.gather(true).await, Duration::ZERO);
+    }
+}
