@@ -152,7 +152,7 @@ impl<S: Service> ErasedService for S {
             // Once more, to learn which parameter it is.
             let again: Result<S::Query, _> =
                 serde_path_to_error::deserialize(ParamsDeserializer::new(name, params));
-            let text = match again.map_err(|e| e.path().iter().last().map(ToString::to_string)) {
+            let text = match again.map_err(|e| e.path().iter().next_back().map(ToString::to_string)) {
                 Err(Some(parameter)) if parameter != name => format!("{parameter}: {e}"),
                 _ => e.to_string(),
             };
