@@ -57,7 +57,7 @@ pub fn decode<'a, T: Deserialize<'a>>(record: &'a [u8]) -> Result<T, CodecError>
     }
 }
 
-/// Bytes of which the first `N` need no allocation. Encoded as text is, like [`Raw`].
+/// Bytes of which the first `N` need no allocation. Encoded as text is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SmallBytes<const N: usize>(SmallVec<[u8; N]>);
 
