@@ -181,7 +181,7 @@ async fn change(app: &App, request: MembersRequest) -> Answer {
         Ok(reply) => to_json(&reply?),
         Err(_) => {
             let text = format!(
-                "the change took longer than {} s. It may still be made: look at `quorate cluster members`",
+                "the change took longer than {} s. It, or a part of it, may still be made: look at `quorate cluster members`",
                 CHANGE_TIMEOUT.as_secs()
             );
             Err(Problem::new(504, "timeout", text).unknown())

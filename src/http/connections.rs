@@ -41,6 +41,8 @@ const TICK: Duration = Duration::from_secs(1);
 const HEADER_TICKS: u64 = 60;
 /// At the end, requests that are under way have this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// A tick, at the end: so long may the last bytes of an answer be on their way to a client that reads slowly.
+const DRAIN_TICK: Duration = Duration::from_millis(100);
 
 /// Serves `router` on `listener` until `stop` turns true and what is under way has ended.
 pub(super) async fn serve(
@@ -85,21 +87,17 @@ pub(super) async fn serve(
         });
     }
     drop(listener);
-    let drained = async {
-        lines.watched.store(true, Ordering::Relaxed);
-        // All slots come back when the last connection has ended.
-        let all = slots.acquire_many(most as u32);
-        let mut all = std::pin::pin!(all);
+    let draining = async {
         loop {
-            let changed = lines.changed.notified();
             lines.end_idle();
-            tokio::select! {
-                _ = &mut all => return,
-                () = changed => {}
-            }
+            tokio::time::sleep(DRAIN_TICK).await;
         }
     };
-    let _ = timeout(DRAIN_TIMEOUT, drained).await;
+    tokio::select! {
+        // All slots come back when the last connection has ended.
+        _ = timeout(DRAIN_TIMEOUT, slots.acquire_many(most as u32)) => {}
+        () = draining => {}
+    }
     lines.end_all();
     threads.edge.shutdown_background();
     Ok(())
@@ -245,7 +243,7 @@ const ENDED: usize = 1 << 32;
 impl Line {
     /// Ends the connection unless a request is under way.
     fn end_idle(&self, task: &AbortHandle) -> bool {
-        let idle = self.requests.compare_exchange(0, ENDED, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        let idle = self.requests.compare_exchange(0, ENDED, Ordering::SeqCst, Ordering::SeqCst).is_ok();
         if idle {
             task.abort();
         }
@@ -273,7 +271,7 @@ impl Lines {
         if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
             return Ok(slot);
         }
-        self.watched.store(true, Ordering::Relaxed);
+        self.watched.store(true, Ordering::SeqCst);
         let slot = Arc::clone(slots).acquire_owned();
         let mut slot = std::pin::pin!(slot);
         loop {
@@ -281,7 +279,7 @@ impl Lines {
             let one = self.end_idlest();
             tokio::select! {
                 slot = &mut slot => {
-                    self.watched.store(false, Ordering::Relaxed);
+                    self.watched.store(false, Ordering::SeqCst);
                     return slot.map_err(io::Error::other);
                 }
                 () = changed, if !one => {}
@@ -298,9 +296,13 @@ impl Lines {
         by_age.iter().any(|(_, (line, task))| line.end_idle(task))
     }
 
+    /// A tick has passed at the end: those end that were idle before it.
     fn end_idle(&self) {
+        let now = self.ticks.fetch_add(1, Ordering::Relaxed);
         for (line, task) in self.all().values() {
-            line.end_idle(task);
+            if line.idle_since.load(Ordering::Relaxed) < now {
+                line.end_idle(task);
+            }
         }
     }
 
@@ -340,7 +342,7 @@ struct UnderWay(Arc<OpenLine>);
 impl UnderWay {
     /// `None` when the connection has been ended.
     fn begin(open: &Arc<OpenLine>) -> Option<Self> {
-        let before = open.line.requests.fetch_add(1, Ordering::AcqRel);
+        let before = open.line.requests.fetch_add(1, Ordering::SeqCst);
         (before < ENDED).then(|| Self(Arc::clone(open)))
     }
 }
@@ -349,8 +351,8 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let OpenLine { line, lines, .. } = &*self.0;
         line.idle_since.store(lines.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
-        line.requests.fetch_sub(1, Ordering::AcqRel);
-        if lines.watched.load(Ordering::Relaxed) {
+        line.requests.fetch_sub(1, Ordering::SeqCst);
+        if lines.watched.load(Ordering::SeqCst) {
             lines.changed.notify_one();
         }
     }

@@ -123,7 +123,7 @@ pub enum StartError {
         wanted: String,
     },
     /// What the log holds cannot be applied again.
-    #[error("what was not flushed cannot be applied again: {0}. The log and the tables are as they were")]
+    #[error("what was not flushed cannot be applied again: {0}. Nothing that was acknowledged is lost")]
     Replay(std::io::Error),
     /// openraft refuses to start.
     #[error("the Raft node does not start: {0}")]

@@ -52,6 +52,10 @@ impl Node {
             let text = format!("a batch has at most {MAX_DELTAS_PER_ENTRY} commands");
             return Err(NodeError::not_applied(Code::BadRequest, text));
         }
+        if commands.is_empty() {
+            // Bounds count commands: what has none would wait without any.
+            return Ok(Vec::new());
+        }
         let commands = Arc::new(commands);
         loop {
             if self.draining() {
@@ -234,7 +238,7 @@ impl Inner {
         }
     }
 
-    fn broken(&self, error: &std::io::Error) -> NodeError {
+    pub(super) fn broken(&self, error: &std::io::Error) -> NodeError {
         self.fail(error);
         NodeError::not_applied(Code::Failed, error.to_string())
     }

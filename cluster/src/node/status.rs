@@ -189,14 +189,13 @@ impl Inner {
     }
 
     pub(super) fn status(&self) -> Result<NodeStatus, NodeError> {
-        let unusable = |e: std::io::Error| NodeError::not_applied(Code::Failed, e.to_string());
         let (revision, state_hash, time, dirty, applied) = self
             .state
             .read_hashed(|machine, state_hash| {
                 let applied = machine.applied().map_or(0, |id| id.index);
                 (machine.revision(), state_hash, machine.time(), machine.rows().dirty_bytes(), applied)
             })
-            .map_err(unusable)?;
+            .map_err(|e| self.broken(&e))?;
         // Before the guard below: a second one while a writer waits would deadlock.
         let (ready, leader) = (self.check_ready().is_ok(), self.working_leader());
         let metrics = self.raft.metrics();

@@ -49,6 +49,11 @@ pub enum ApplyError {
     Replies(CodecError),
 }
 
+/// An [`ApplyError`] came earlier: rows and sessions may be half way through an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the state is unusable: an entry could not be applied")]
+pub struct Unusable;
+
 /// Where a run of deltas goes: looked up once for all of them.
 #[derive(Debug, Clone, Copy)]
 enum Target {
@@ -71,6 +76,7 @@ pub struct Machine {
     /// What the entry being applied emitted; empty between entries.
     emitted: Emitted,
     sessions: Live,
+    unusable: bool,
 }
 
 impl Machine {
@@ -95,6 +101,7 @@ impl Machine {
             events,
             emitted: Emitted::default(),
             sessions: Live::default(),
+            unusable: false,
         })
     }
 
@@ -123,8 +130,23 @@ impl Machine {
     /// # Errors
     /// [`ApplyError`] when a row cannot be read: the state must not be used any more.
     pub fn state_hash(&mut self) -> Result<u128, ApplyError> {
-        self.settle()?;
+        let settled = self.settle();
+        self.noting(settled)?;
         Ok(self.rows.hash())
+    }
+
+    /// Whether the state may be used.
+    ///
+    /// # Errors
+    /// [`Unusable`] after an [`ApplyError`]. To go on from what that left, or to write it to disk, would lose or double
+    /// commands once the entry is applied again.
+    pub fn usable(&self) -> Result<(), Unusable> {
+        if self.unusable { Err(Unusable) } else { Ok(()) }
+    }
+
+    fn noting<R>(&mut self, result: Result<R, ApplyError>) -> Result<R, ApplyError> {
+        self.unusable |= result.is_err();
+        result
     }
 
     /// The rows.
@@ -142,7 +164,8 @@ impl Machine {
     /// # Errors
     /// As [`Self::state_hash`].
     pub fn freeze(&mut self, mark: LogMark) -> Result<(Arc<Overlay>, FlushMeta), ApplyError> {
-        self.settle()?;
+        let settled = self.settle();
+        self.noting(settled)?;
         let meta = FlushMeta {
             applied: self.applied,
             membership: self.membership.clone(),
@@ -164,6 +187,11 @@ impl Machine {
     /// # Errors
     /// [`ApplyError`]: the state is then half way through the entry and must not be used any more.
     pub fn apply_entry(&mut self, log_id: LogId, payload: &Payload) -> Result<Vec<Outcome>, ApplyError> {
+        let outcomes = self.apply_payload(log_id, payload);
+        self.noting(outcomes)
+    }
+
+    fn apply_payload(&mut self, log_id: LogId, payload: &Payload) -> Result<Vec<Outcome>, ApplyError> {
         assert!(self.applied.as_ref() < Some(&log_id), "{log_id} is applied after {:?}", self.applied);
         let outcomes = match payload {
             Payload::Blank => Vec::new(),

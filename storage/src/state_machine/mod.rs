@@ -11,6 +11,9 @@ mod adapter;
 mod install;
 mod positions;
 
+#[cfg(test)]
+mod tests;
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -134,7 +137,7 @@ impl State {
     /// The machine, to read from: one revision for as long as the closure runs.
     ///
     /// # Errors
-    /// When an apply panicked: what it left must not be read.
+    /// When an apply failed or panicked: what it left must not be read.
     pub fn read<R>(&self, read: impl FnOnce(&Machine) -> R) -> io::Result<R> {
         Ok(read(&*self.machine()?))
     }
@@ -150,7 +153,10 @@ impl State {
     }
 
     fn machine(&self) -> io::Result<MutexGuard<'_, Machine>> {
-        self.shared.machine.lock().map_err(|_| io::Error::other("the state is unusable: an apply panicked"))
+        let machine = self.shared.machine.lock();
+        let machine = machine.map_err(|_| io::Error::other("the state is unusable: an apply panicked"))?;
+        machine.usable().map_err(damaged)?;
+        Ok(machine)
     }
 
     /// Whether both are handles to the same replica.

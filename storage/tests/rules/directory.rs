@@ -1,5 +1,7 @@
 //! A server's directory: made, incomplete, another's, in use.
 
+use quorate_storage::FORMAT_VERSION;
+
 use super::*;
 
 #[tokio::test]
@@ -106,9 +108,11 @@ async fn another_format_version_is_refused() {
     create(dir.path()).await;
     let file = dir.path().join("identity.json");
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replace("\"format_version\": 2", "\"format_version\": 1")).unwrap();
+    let own = format!("\"format_version\": {FORMAT_VERSION}");
+    std::fs::write(&file, text.replace(&own, "\"format_version\": 1")).unwrap();
     let text = refusal(open(dir.path())).to_string();
-    assert!(text.contains("format version 1") && text.contains("reads version 2"), "{text}");
+    let wanted = format!("reads version {FORMAT_VERSION}");
+    assert!(text.contains("format version 1") && text.contains(&wanted), "{text}");
 }
 
 #[tokio::test]
