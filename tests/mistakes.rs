@@ -66,6 +66,49 @@ async fn a_strange_web_server_is_taken_for_one() {
     }
 }
 
+/// One wrong address among others is not the end.
+#[tokio::test]
+async fn a_strange_web_server_does_not_keep_the_others_from_being_asked() {
+    let cluster = Cluster::start(1).await;
+    let page = stranger("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let servers = format!("{page},{}", cluster.url("S1"));
+    for words in [&["client", "add", "1"][..], &["client", "get"]] {
+        let run = quorate([words, &["--servers", &servers]].concat()).await.expect(DONE);
+        assert_eq!(run.stdout, "1\n", "{run:?}");
+    }
+}
+
+/// Who reads an exit code of 1 may do it again.
+#[tokio::test]
+async fn what_was_done_and_cannot_be_shown_is_not_called_failed() {
+    let cluster = Cluster::start(1).await;
+    let command = |word: &[&str]| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        std::process::Command::new(env!("CARGO_BIN_EXE_quorate"))
+            .args([&["client"], word, &["--servers", &cluster.url("S1")]].concat())
+            .stdout(full)
+            .output()
+            .expect("it runs")
+    };
+    let added = command(&["add", "1"]);
+    assert_eq!(added.status.code(), Some(3), "{added:?}");
+    assert!(String::from_utf8_lossy(&added.stderr).contains("it was done"), "{added:?}");
+    assert_eq!(command(&["get"]).status.code(), Some(FAILED));
+}
+
+#[tokio::test]
+async fn a_timing_that_cannot_work_is_usage_and_touches_nothing() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let data = dir.path().join("S8").display().to_string();
+    for timing in [["--heartbeat", "500ms"], ["--heartbeat", "0ms"], ["--election-timeout", "10ms"]] {
+        let words = ["server", "--name", "S8", "--data", &data, "--listen", "127.0.0.1:0"];
+        let rest = ["--peer-listen", "127.0.0.1:0", "--join", "127.0.0.1:1"];
+        let run = quorate([&words[..], &rest, &timing].concat()).await.expect(USAGE);
+        says(&run, &["--heartbeat", "--election-timeout"]);
+    }
+    assert!(!dir.path().join("S8").exists());
+}
+
 /// Nothing was changed, for certain, and it does not take as long as a change may.
 #[tokio::test]
 async fn a_change_without_a_primary_fails_soon() {

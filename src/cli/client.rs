@@ -237,7 +237,11 @@ pub(crate) async fn print_single(
     output: Output,
 ) -> Result<Exit, CliError> {
     match perform(client, single, defaults).await {
-        Ok(printed) => drop(output.reply(&printed)?),
+        Ok(printed) => {
+            let shown = output.reply(&printed);
+            // Who sees an exit code of 1 may do it again.
+            shown.map_err(|error| if single.changes() { CliError::unseen(&error) } else { error.into() })?;
+        }
         Err(error) => {
             output.refusal(&error)?;
             return Err(error.into());
@@ -268,6 +272,20 @@ async fn perform(client: &Client, single: &Single, defaults: &Defaults) -> Resul
         Single::Register(register) => return register.perform(client, defaults).await,
     };
     Ok(Printed::new(reply.value.to_string(), reply.body))
+}
+
+impl Single {
+    fn changes(&self) -> bool {
+        match self {
+            Self::Add { .. } | Self::Minus { .. } | Self::Set { .. } | Self::Cas { .. } | Self::Delete => {
+                true
+            }
+            Self::Get | Self::List(_) => false,
+            Self::Register(register) => {
+                !matches!(register.action, RegisterAction::Get | RegisterAction::List(_))
+            }
+        }
+    }
 }
 
 impl RegisterArgs {

@@ -39,6 +39,12 @@ impl CliError {
         Self { exit: Exit::Failed, message: cause.to_string() }
     }
 
+    /// It was done, and its result could not be told.
+    pub(crate) fn unseen(error: &io::Error) -> Self {
+        let message = format!("it was done, but its result cannot be written to the output: {error}");
+        Self { exit: Exit::Unknown, message }
+    }
+
     pub(crate) fn usage(cause: impl Display) -> Self {
         Self { exit: Exit::Usage, message: cause.to_string() }
     }

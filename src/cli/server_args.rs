@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use quorate_cluster::node::LOG_KEEP;
+use quorate_cluster::node::{LOG_KEEP, Timing};
 
 use super::addresses;
 use crate::config::{self, Config, ConfigError};
@@ -118,6 +118,9 @@ impl ServerFlags {
         let identity = self.identity.resolve(config, false)?;
         let join = config.pick_list("join", self.join)?;
         join.iter().try_for_each(|address| addresses::host_and_port("--join", address))?;
+        let heartbeat = config.pick("heartbeat", self.heartbeat, config::duration)?;
+        let election_timeout = config.pick("election-timeout", self.election_timeout, config::duration)?;
+        check_timing(heartbeat, election_timeout)?;
         Ok(ServerArgs {
             name: identity.name,
             data: identity.data,
@@ -130,13 +133,31 @@ impl ServerFlags {
                 .pick("disk-reserve", self.disk_reserve, config::bytes)?
                 .unwrap_or(DEFAULT_DISK_RESERVE),
             log_keep: config.pick("log-keep", self.log_keep, config::parsed)?.unwrap_or(LOG_KEEP),
-            election_timeout: config.pick("election-timeout", self.election_timeout, config::duration)?,
-            heartbeat: config.pick("heartbeat", self.heartbeat, config::duration)?,
+            election_timeout,
+            heartbeat,
             log_level: config
                 .pick("log-level", self.log_level, config::parsed)?
                 .unwrap_or_else(|| DEFAULT_LOG_LEVEL.to_owned()),
         })
     }
+}
+
+/// Asked before the server takes its place in a cluster: one that expects heartbeats more often than they come would hold
+/// elections all the time.
+fn check_timing(heartbeat: Option<Duration>, election_timeout: Option<Duration>) -> Result<(), ConfigError> {
+    let default = Timing::default();
+    let (heartbeat, election) =
+        (heartbeat.unwrap_or(default.heartbeat), election_timeout.unwrap_or(default.election.0));
+    if heartbeat >= Duration::from_millis(1) && election >= heartbeat * 2 {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        origin: "--heartbeat and --election-timeout".to_owned(),
+        cause: format!(
+            "a heartbeat every {heartbeat:?} and elections after {election:?} without one do not go together; the \
+             heartbeat takes at least 1ms, and the election time-out two heartbeats"
+        ),
+    })
 }
 
 impl IdentityFlags {

@@ -41,6 +41,11 @@ impl Problem {
         problem
     }
 
+    /// Whether another program's server said it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.code.starts_with("http_")
+    }
+
     /// Takes what is there. A field of an unexpected type is as good as absent, so that it cannot hide the others.
     pub(crate) fn from_json(body: Value) -> Self {
         let text = |name| body.get(name).and_then(Value::as_str).map(str::to_owned);

@@ -54,6 +54,11 @@ impl<'a> Retries<'a> {
         }
     }
 
+    /// Whether there are servers that were not asked yet.
+    pub(super) fn others_left(&self) -> bool {
+        self.history.attempts() + 1 < self.route.len() as u32
+    }
+
     pub(super) fn attempt_deadline(&self) -> Instant {
         // What cannot be sent again gains nothing from being given up early.
         if self.repeat == Repeat::Harmful {

@@ -165,6 +165,11 @@ impl Transport {
                     let attempts = retries.history.attempts() + 1;
                     return Ok(Answer { body, server: servers::name(&server), attempts });
                 }
+                Attempt::Verdict(_, Verdict::Final(problem))
+                    if problem.is_foreign() && retries.others_left() =>
+                {
+                    retries.broken(&server, problem.detail, false, false).await?;
+                }
                 Attempt::Verdict(status, Verdict::Final(problem)) => {
                     return Err(retries.refused(&server, status, problem));
                 }

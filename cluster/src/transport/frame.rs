@@ -86,6 +86,10 @@ impl Frame {
         let (mut length, mut checksum) = prefix.split_at(4);
         let (length, checksum) = (length.get_u32_le() as usize, checksum.get_u32_le());
         if !(HEADER..=MAX_FRAME).contains(&length) {
+            if prefix.starts_with(b"HTTP/") {
+                let text = "it answers in HTTP, so it is the address for clients; peers use --peer-listen";
+                return Err(invalid(text.to_owned()));
+            }
             return Err(invalid(format!("a frame claims {length} bytes")));
         }
         // The version stands first, so that a peer of another version is named as such.
