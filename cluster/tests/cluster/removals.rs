@@ -10,7 +10,11 @@ use crate::support::client::Client;
 use crate::support::{Cluster, Options, eventually, tally, throughout, within};
 
 async fn told(cluster: &Cluster, name: &str) {
-    eventually("it is told that it was removed", async || cluster.node(name).is_removed()).await;
+    let told = eventually("it is told that it was removed", async || cluster.node(name).is_removed());
+    if tokio::time::timeout(Duration::from_secs(20), told).await.is_err() {
+        let all: Vec<_> = cluster.names().iter().map(|name| cluster.status(name)).collect();
+        panic!("{name} is not told that it was removed: {all:#?}");
+    }
 }
 
 /// Whatever is asked of it is answered with the cause, and with who to ask instead.
