@@ -69,7 +69,7 @@ print_table() {
             count = split(clients, numbers, " ")
             for (n = 1; n <= count; n++) row("put / add", "put", "add", numbers[n])
             for (n = 1; n <= count; n++) row("linearizable get", "get", "get", numbers[n])
-            printf "| adds in batches of 1,000 | 16 | – | – | – | – | %s | – |\n", side("quorate batch 16", "own")
+            printf "| adds in batches of 1,000 | 64 | – | – | – | – | %s | – |\n", side("quorate batch 64", "own")
             printf "\nFailed operations: etcd %d, Quorate %d.\n", errors["etcd"], errors["quorate"]
         }' "$1"
 }
