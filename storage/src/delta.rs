@@ -76,8 +76,8 @@ pub struct Delta<'a> {
 /// Encodes one log entry from `commands`, all at the primary's `time`.
 ///
 /// Commands of one session that follow each other, as those of a batch do, are a run: what they have in common stands
-/// once. An entry: version, time, number of deltas, runs. A run: what is common
-/// (session, first sequence, acked, service, number of deltas), bodies.
+/// once. An entry: version, time, number of deltas, runs. A run: session, first sequence, acked, service, number of deltas;
+/// then the bodies.
 pub fn encode_entry<'a, I>(time: Millis, commands: I) -> Bytes
 where
     I: IntoIterator<Item = &'a Command, IntoIter: Clone>,

@@ -139,13 +139,12 @@ mod tests {
     use openraft::storage::{IOFlushed, RaftLogStorage as _};
 
     use super::*;
-    use crate::FORMAT_VERSION;
     use crate::delta::{Command, encode_entry};
-    use crate::identity::Identity;
     use crate::log::LogOptions;
     use crate::node_disk::{self, NodeDisk};
-    use crate::raft_types::{Deltas, NodeInfo, log_id};
+    use crate::raft_types::{Deltas, log_id};
     use crate::service::Registry;
+    use crate::state_machine::tests::create;
 
     /// Entry 0 is the first membership; each later one holds as many deltas as its index by three leaves.
     fn entry(index: u64) -> Entry {
@@ -185,15 +184,7 @@ mod tests {
     async fn a_restarted_process_counts_what_the_log_holds_once() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("data");
-        let identity = Identity {
-            cluster_id: "0".repeat(32),
-            node_id: 1,
-            name: "S1".to_owned(),
-            format_version: FORMAT_VERSION,
-            seeds: Vec::new(),
-            services: Vec::new(),
-        };
-        node_disk::create(&dir, &identity, Some(NodeInfo::default())).await.unwrap();
+        create(&dir).await;
         let mut disk = open(&dir);
         disk.log.append((1..90).map(entry), IOFlushed::noop()).await.unwrap();
         apply(&disk, 0, 60).await;

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use bytes::Bytes;
 
 use crate::FORMAT_VERSION;
@@ -8,12 +10,8 @@ use crate::node_disk;
 use crate::raft_types::{Deltas, NodeInfo, Payload, log_id};
 use crate::service::Registry;
 
-/// What an entry left that could be applied in part only is neither read nor written to disk: applied again after a
-/// restart, it would count twice.
-#[tokio::test]
-async fn half_an_entry_is_neither_read_nor_flushed() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("data");
+/// Makes the directory of a server without services, the first of its cluster.
+pub(super) async fn create(dir: &Path) {
     let identity = Identity {
         cluster_id: "0".repeat(32),
         node_id: 1,
@@ -22,7 +20,16 @@ async fn half_an_entry_is_neither_read_nor_flushed() {
         seeds: Vec::new(),
         services: Vec::new(),
     };
-    node_disk::create(&dir, &identity, Some(NodeInfo::default())).await.unwrap();
+    node_disk::create(dir, &identity, Some(NodeInfo::default())).await.unwrap();
+}
+
+/// What an entry left that could be applied in part only is neither read nor written to disk: applied again after a
+/// restart, it would count twice.
+#[tokio::test]
+async fn half_an_entry_is_neither_read_nor_flushed() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("data");
+    create(&dir).await;
     let disk = node_disk::open(&dir, Registry::new(), &LogOptions::default()).unwrap();
     let before = disk.state.last_flush();
     let two = encode_entry(1, &[Command::sessionless("a", vec![1]), Command::sessionless("b", vec![2])]);
