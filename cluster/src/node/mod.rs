@@ -207,6 +207,8 @@ impl Node {
         let raft = Raft::new(id, config, network, disk.log, StateMachine::new(state.clone()))
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
+        // Its metrics are empty until it runs: a server that was removed would take itself for a new one, and join.
+        raft.with_raft_state(|_| ()).await.map_err(|e| StartError::Raft(e.to_string()))?;
 
         let (batcher, commands) = Batcher::new();
         let (reads, read_requests) = ReadIndexer::new();

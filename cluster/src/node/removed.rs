@@ -55,8 +55,9 @@ impl Node {
 impl Inner {
     /// Tells a server whether it is a member, and notes a new address. On the primary.
     ///
-    /// A membership that is later than the last one it knows, is committed, and has no place for it, is proof: should
-    /// it be taken back later, it hears from the primary. So it does no harm if this one was deposed meanwhile.
+    /// A committed membership without a place for it is proof when nothing later that it knows can be committed any
+    /// more: what is committed here has passed that (Ongaro 2014, §3.6.3). Should it be taken back later, it hears from
+    /// the primary. So it does no harm if this one was deposed meanwhile.
     pub(super) async fn still_member(
         &self,
         id: NodeId,
@@ -71,7 +72,7 @@ impl Inner {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let committed = &metrics.committed_membership_config;
-            if *committed.log_id() < known || committed.membership().get_node(&id).is_some() {
+            if metrics.local_committed < known || committed.membership().get_node(&id).is_some() {
                 let text = "the primary does not know yet which membership holds; ask again";
                 return Err(NodeError::not_applied(Code::NoPrimary, text).retry_after(100));
             }

@@ -95,6 +95,32 @@ async fn a_primary_that_was_removed_behind_its_back_is_told_when_it_is_back() {
     cluster.finish().await;
 }
 
+/// What it knows last will never be committed: no later membership need come for it to be told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_server_whose_way_back_was_not_committed_is_told_again() {
+    let cluster = Cluster::start_with(Options { servers: 4, ..Options::default() }).await;
+    let old = cluster.primary().await;
+    let name = cluster.others(&old).pop().unwrap();
+    cluster.change(MemberOp::Remove, &name).await;
+    told(&cluster, &name).await;
+    cluster.net.isolate(&old);
+    cluster.net.isolate(&name);
+    cluster.net.heal_between(&old, &name);
+    let back = MembersRequest { op: MemberOp::Promote, name: name.clone(), if_membership: None };
+    let node = cluster.node(&old);
+    let change = tokio::spawn(async move { node.change_members(back, within(10_000)).await });
+    eventually("it hears of its way back", async || !cluster.node(&name).is_removed()).await;
+    let majority: Vec<_> = cluster.others(&old).into_iter().filter(|other| *other != name).collect();
+    cluster.primary_among(&majority).await;
+    cluster.net.heal();
+    told(&cluster, &name).await;
+    let error = change.await.unwrap().unwrap_err();
+    assert_eq!(error.attempt, Attempt::Unknown, "{error:?}");
+    check_serves_nothing(&cluster, &name).await;
+    cluster.kill(&name).await;
+    cluster.finish().await;
+}
+
 /// To be without a primary is not to be removed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_cut_off_takes_itself_for_a_member() {
