@@ -204,7 +204,7 @@ pub enum DeltaResult {
     SequenceAcked,
     /// The session holds as many unacknowledged replies as it may; nothing was applied.
     SessionFull,
-    /// No such service on this replica, or its command does not decode: nothing was applied.
+    /// The primary's build does not know the command, so it was not logged. Neither applied nor stored, it only travels.
     Unsupported(String),
 }
 

@@ -1,5 +1,6 @@
 //! What a node answers its peers.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::StreamExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, StreamAppendResult};
+use quorate_storage::delta::{Command, DeltaResult, Outcome};
+use quorate_storage::machine;
 use quorate_storage::raft_types::{Entry, NodeId, Payload, TypeConfig};
 use tokio::sync::{mpsc, oneshot};
 
@@ -102,7 +105,7 @@ impl Inner {
                 if !self.is_leader() {
                     return Err(self.not_primary());
                 }
-                self.propose_once(Arc::new(commands), Instant::now() + LIMIT, true).await.map(Reply::Propose)
+                self.propose_known(commands).await.map(Reply::Propose)
             }
             Request::ReadIndex { lease } => {
                 if !self.is_leader() {
@@ -128,6 +131,40 @@ impl Inner {
                 false => self.pass_on(Request::StillMember { node_id, info, membership }).await,
             },
         }
+    }
+
+    /// Proposes what this build can apply. In a rolling upgrade others may know more than the primary; who came along
+    /// with that must not suffer.
+    async fn propose_known(&self, commands: Vec<Command>) -> Result<Vec<Outcome>> {
+        let registry = self.state.registry();
+        let unknown: BTreeMap<usize, String> = (commands.iter().enumerate())
+            .filter(|(_, command)| !machine::supports(registry, &command.service, &command.body))
+            .map(|(place, command)| (place, self.unsupported(&command.service)))
+            .collect();
+        let deadline = Instant::now() + LIMIT;
+        if unknown.is_empty() {
+            return self.propose_once(Arc::new(commands), deadline, true).await;
+        }
+        let known = commands.into_iter().enumerate().filter(|(place, _)| !unknown.contains_key(place));
+        let known: Vec<Command> = known.map(|(_, command)| command).collect();
+        let mut outcomes = match known.is_empty() {
+            true => Vec::new(),
+            false => self.propose_once(Arc::new(known), deadline, true).await?,
+        };
+        for (place, detail) in unknown {
+            let result = DeltaResult::Unsupported(detail);
+            // Short of outcomes, the caller finds that their number is wrong.
+            outcomes.insert(place.min(outcomes.len()), Outcome { revision: 0, result });
+        }
+        Ok(outcomes)
+    }
+
+    fn unsupported(&self, service: &str) -> String {
+        format!(
+            "the primary, {}, does not know this command of service {service:?}: it runs an older build. Upgrade all \
+             servers first",
+            self.info.name
+        )
     }
 
     async fn answer_join(&self, request: JoinRequest) -> Result<Reply> {

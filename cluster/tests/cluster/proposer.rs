@@ -1,7 +1,7 @@
 //! The proposer: bounds, batches, and commands that a backup sends on.
 
 use quorate_cluster::error::{Attempt, Code};
-use quorate_storage::delta::{MAX_DELTAS_PER_ENTRY, decode_entry};
+use quorate_storage::delta::{Command, DeltaResult, MAX_DELTAS_PER_ENTRY, decode_entry};
 use quorate_storage::raft_types::Payload;
 
 use crate::support::client::{Client, Load};
@@ -75,6 +75,29 @@ async fn a_batch_stays_together_in_one_entry_whoever_takes_it() {
     summary.check(&cluster.nodes);
     let large = entry_sizes(&cluster, "S2").into_iter().filter(|size| *size >= 100).count();
     assert_eq!(large, 6, "a batch is not spread over entries");
+    cluster.finish().await;
+}
+
+/// As in a rolling upgrade: it is refused and not logged, or this build's servers would stop. Who came along is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_the_primary_does_not_know_is_not_logged() {
+    let cluster = Cluster::start_three().await;
+    let backup = cluster.node(&cluster.others(&cluster.primary().await)[0]);
+    let before = backup.status().unwrap().revision;
+    let unknown = || Command::sessionless("tomorrow", vec![1]);
+    let batch = vec![unknown(), tally::add("hits"), unknown(), tally::add("hits"), unknown()];
+    for (batch, known) in [(batch, 2), (vec![unknown()], 0)] {
+        let services: Vec<_> = batch.iter().map(|command| command.service.clone()).collect();
+        let outcomes = backup.propose_all(batch, within(5000)).await.unwrap();
+        assert_eq!(outcomes.len(), services.len());
+        for (outcome, service) in outcomes.iter().zip(&services) {
+            let refused =
+                matches!(&outcome.result, DeltaResult::Unsupported(text) if text.contains("older build"));
+            assert_eq!(refused, service == "tomorrow", "{outcomes:?}");
+        }
+        assert_eq!(outcomes.iter().filter(|outcome| outcome.revision > before).count(), known);
+    }
+    assert_eq!(tally::held(&backup, "hits"), 2);
     cluster.finish().await;
 }
 

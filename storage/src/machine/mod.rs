@@ -44,6 +44,12 @@ pub enum ApplyError {
     /// The entry does not decode.
     #[error("a committed log entry cannot be read: {0}")]
     Entry(CodecError),
+    /// A command of another build: to pass over it would be to diverge from who knows it.
+    #[error(
+        "the log holds a command of service {0:?} that this build does not know: the cluster runs a newer one. Start \
+         this server with that; its data stays as it is"
+    )]
+    Unsupported(String),
     /// What a session keeps does not decode.
     #[error("the replies that a session keeps cannot be read: {0}")]
     Replies(CodecError),
@@ -280,7 +286,7 @@ impl Machine {
         match target {
             Target::Session => {
                 let Ok(command) = codec::decode(delta.body) else {
-                    return Ok(unsupported(delta));
+                    return Err(unsupported(delta));
                 };
                 let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
                 let result = sessions::apply(&mut tables, command, self.time);
@@ -289,7 +295,7 @@ impl Machine {
             }
             Target::System => {
                 let Ok(command) = codec::decode(delta.body) else {
-                    return Ok(unsupported(delta));
+                    return Err(unsupported(delta));
                 };
                 if command == SystemCommand::Tick {
                     self.tick()?;
@@ -300,7 +306,7 @@ impl Machine {
                 Ok(encoded(result))
             }
             Target::Service(place) => self.run_service(delta, place),
-            Target::Unknown => Ok(unsupported(delta)),
+            Target::Unknown => Err(unsupported(delta)),
         }
     }
 
@@ -314,11 +320,11 @@ impl Machine {
         if self.emitted.is_much() {
             self.store_events()?;
         }
-        Ok(match result {
-            Ok(Ok(reply)) => DeltaResult::Reply(reply),
-            Ok(Err(refusal)) => DeltaResult::Refused(refusal.into()),
-            Err(_) => unsupported(delta),
-        })
+        match result {
+            Ok(Ok(reply)) => Ok(DeltaResult::Reply(reply)),
+            Ok(Err(refusal)) => Ok(DeltaResult::Refused(refusal.into())),
+            Err(_) => Err(unsupported(delta)),
+        }
     }
 
     fn tick(&mut self) -> Result<(), ApplyError> {
@@ -432,7 +438,15 @@ fn encoded<R: serde::Serialize>(result: Result<R, Refusal>) -> DeltaResult {
     }
 }
 
-/// A gateway checks commands before they are logged, so this is a build that differs.
-fn unsupported(delta: &Delta<'_>) -> DeltaResult {
-    DeltaResult::Unsupported(format!("service {:?} or its command is not known to this build", delta.service))
+fn unsupported(delta: &Delta<'_>) -> ApplyError {
+    ApplyError::Unsupported(delta.service.to_owned())
+}
+
+/// Whether this build can apply a command. Whoever takes one from elsewhere asks before it is logged.
+pub fn supports(registry: &Registry, service: &str, body: &[u8]) -> bool {
+    match service {
+        SESSION_SERVICE => codec::decode::<SessionCommand>(body).is_ok(),
+        SYSTEM_SERVICE => codec::decode::<SystemCommand>(body).is_ok(),
+        name => registry.get(name).is_some_and(|service| service.knows(body)),
+    }
 }

@@ -6,10 +6,11 @@ mod replicas;
 mod script;
 mod services;
 
-use super::{MAX_SESSIONS, SystemCommand};
+use super::{ApplyError, MAX_SESSIONS, SystemCommand, supports};
 use crate::codec;
-use crate::delta::{Command, DeltaResult, SYSTEM_SERVICE};
+use crate::delta::{Command, DeltaResult, SESSION_SERVICE, SYSTEM_SERVICE, encode_entry};
 use replicas::Replicas;
+use services::registry;
 
 macro_rules! scripts {
     ($($name:ident),+ $(,)?) => {$(
@@ -52,6 +53,31 @@ fn sessions_are_bounded() {
 fn an_entry_that_does_not_decode_stops_the_machine() {
     let error = Replicas::new().apply_bytes(&[9, 9]).unwrap_err();
     assert!(error.to_string().contains("a committed log entry cannot be read"), "{error}");
+}
+
+/// Another build's: whoever takes commands from elsewhere can tell before they are logged. Once they are, to pass over
+/// them would be to diverge.
+#[test]
+fn a_command_that_this_build_does_not_know_stops_the_machine() {
+    let bodies: [(&str, &[u8]); 7] = [
+        ("nothing", &[1, 0]),
+        // No variant 255, no version 0, nothing, a field more.
+        ("tally", &[1, 255]),
+        ("tally", &[0, 0]),
+        ("tally", &[]),
+        ("tally", &[1, 0, 5, 255]),
+        (SESSION_SERVICE, &[1, 99]),
+        (SYSTEM_SERVICE, &[1, 99]),
+    ];
+    for (service, body) in bodies {
+        let command = Command::sessionless(service, body.to_vec());
+        assert!(!supports(&registry(), service, body), "{command:?}");
+        let error = Replicas::new().apply_bytes(&encode_entry(1, &[command])).unwrap_err();
+        assert_eq!(error, ApplyError::Unsupported(service.to_owned()));
+    }
+    for command in [script::open(None, None), Command::sessionless("tally", vec![1, 0, 5])] {
+        assert!(supports(&registry(), &command.service, &command.body), "{command:?}");
+    }
 }
 
 #[test]

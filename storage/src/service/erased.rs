@@ -57,6 +57,9 @@ pub trait ErasedService: Send + Sync {
     /// `None` when it is anything else, or wrong.
     fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands>;
 
+    /// Whether the body is a command of this service: another build may know more, or fewer.
+    fn knows(&self, body: &[u8]) -> bool;
+
     /// An encoded command as JSON, for people who read the log.
     ///
     /// # Errors
@@ -130,6 +133,10 @@ impl<S: Service> ErasedService for S {
 
     fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands> {
         batch::read::<S>(batch, most)
+    }
+
+    fn knows(&self, body: &[u8]) -> bool {
+        codec::decode::<S::Command>(body).is_ok()
     }
 
     fn command_to_json(&self, body: &[u8]) -> Result<serde_json::Value, CodecError> {

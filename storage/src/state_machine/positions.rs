@@ -139,8 +139,10 @@ mod tests {
     use openraft::storage::{IOFlushed, RaftLogStorage as _};
 
     use super::*;
-    use crate::delta::{Command, encode_entry};
+    use crate::codec;
+    use crate::delta::{Command, SYSTEM_SERVICE, encode_entry};
     use crate::log::LogOptions;
+    use crate::machine::SystemCommand;
     use crate::node_disk::{self, NodeDisk};
     use crate::raft_types::{Deltas, log_id};
     use crate::service::Registry;
@@ -148,7 +150,8 @@ mod tests {
 
     /// Entry 0 is the first membership; each later one holds as many deltas as its index by three leaves.
     fn entry(index: u64) -> Entry {
-        let commands = vec![Command::sessionless("none", vec![1]); (index % 3) as usize];
+        let tick = Command::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));
+        let commands = vec![tick; (index % 3) as usize];
         Entry { log_id: log_id(1, index), payload: Payload::Normal(Deltas(encode_entry(1, &commands))) }
     }
 

@@ -2,13 +2,13 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use crate::FORMAT_VERSION;
-use crate::delta::{Command, encode_entry};
+use crate::delta::{Command, SYSTEM_SERVICE, encode_entry};
 use crate::identity::Identity;
 use crate::log::LogOptions;
-use crate::node_disk;
-use crate::raft_types::{Deltas, NodeInfo, Payload, log_id};
+use crate::machine::SystemCommand;
+use crate::raft_types::{Deltas, Entry, NodeInfo, Payload, log_id};
 use crate::service::Registry;
+use crate::{FORMAT_VERSION, codec, node_disk};
 
 /// Makes the directory of a server without services, the first of its cluster.
 pub(super) async fn create(dir: &Path) {
@@ -32,7 +32,11 @@ async fn half_an_entry_is_neither_read_nor_flushed() {
     create(&dir).await;
     let disk = node_disk::open(&dir, Registry::new(), &LogOptions::default()).unwrap();
     let before = disk.state.last_flush();
-    let two = encode_entry(1, &[Command::sessionless("a", vec![1]), Command::sessionless("b", vec![2])]);
+    for Entry { log_id, payload } in disk.log.read(0, 1).unwrap() {
+        disk.state.apply(log_id, &payload).await.unwrap();
+    }
+    let tick = Command::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));
+    let two = encode_entry(1, &[tick.clone(), tick]);
     let damaged = Bytes::copy_from_slice(&two[..two.len() - 1]);
     let error = disk.state.apply(log_id(1, 1), &Payload::Normal(Deltas(damaged))).await.unwrap_err();
     assert!(error.to_string().contains("cannot be read"), "{error}");
@@ -42,4 +46,15 @@ async fn half_an_entry_is_neither_read_nor_flushed() {
     unusable(disk.state.read_hashed(|_, hash| hash).unwrap_err());
     unusable(disk.state.apply(log_id(1, 1), &Payload::Normal(Deltas(two))).await.unwrap_err());
     assert_eq!(disk.state.last_flush(), before);
+}
+
+#[tokio::test]
+async fn an_entry_that_is_not_the_next_is_not_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("data");
+    create(&dir).await;
+    let disk = node_disk::open(&dir, Registry::new(), &LogOptions::default()).unwrap();
+    let error = disk.state.apply(log_id(1, 1), &Payload::Blank).await.unwrap_err();
+    assert_eq!(error.to_string(), "entry 1 was to be applied, entry 0 is next");
+    assert_eq!(disk.state.applied().borrow().log_id, None);
 }

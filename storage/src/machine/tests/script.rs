@@ -9,7 +9,6 @@
 //! fill session=1 from=1 to=1024           one entry of `tally add 1`
 //! open_many N [ttl=MS]                    one entry of `open`
 //! tick | allocate NAME | set NAME VALUE   the system commands
-//! raw SERVICE HEX                         any bytes to any service
 //! query SERVICE QUERY [PARAMS]
 //! events [after=1.0] [limit=N] [topic=T]  what is kept
 //! state                                   revision, logged time, next deadline, settings
@@ -66,11 +65,6 @@ impl Runner {
             "set" => {
                 let (name, value) = (next(args)?.to_owned(), next(args)?.to_owned());
                 system_command(&SystemCommand::Set { name, value })
-            }
-            "raw" => {
-                let (service, hex) = (next(args)?, next(args)?);
-                let bytes = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16));
-                Command::sessionless(service.to_owned(), bytes.collect::<std::result::Result<Vec<_>, _>>()?)
             }
             service if self.replicas.machine().registry().get(service).is_some() => {
                 self.service_command(service, args)?
