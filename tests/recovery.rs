@@ -58,10 +58,10 @@ async fn after_kills_while_a_snapshot_is_installed() {
     let down = cluster.backup().await;
     cluster.kill9(&down);
     let client = cluster.client().build().expect("a client");
-    let text = "x".repeat(512 << 10);
+    let text = "x".repeat(256 << 10);
     let set =
         async |n: u64| client.register(format!("text {n}")).set(&text).await.map(|reply| reply.revision);
-    let revisions = join_all((0..48).map(set)).await;
+    let revisions = join_all((0..96).map(set)).await;
     let known = revisions.into_iter().map(|revision| revision.expect("a text is set")).max().expect("many");
     let load = Load::start(CLIENTS, &COUNTERS, &cluster.client());
     let primary = cluster.primary().await;

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::problem::Problem;
 
-/// A request's body. A register's text has at most 1 MiB, and a batch 4,096 commands.
+/// A request's body. A register's text has at most 256 KiB, and a batch 4,096 commands.
 const MAX_BODY: usize = 8 << 20;
 /// From a request's header to the end of its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);

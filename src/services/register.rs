@@ -1,6 +1,7 @@
 //! Registers: texts by name. An absent register is null, which is not the empty text.
 //!
-//! - A register holds at most 1 MiB. Replies and events are stored and sent many times, so they repeat a
+//! - A register holds at most 256 KiB: an append copies the text, and an entry of 4,096 appends must not keep a node
+//!   from its heartbeats. Replies and events are stored and sent many times, so they repeat a
 //!   text of up to 1 KiB only; for a longer one they have null and its `length`. `get` and `list` give
 //!   whole texts. The reply to an append leaves out the text before, which the text after begins with.
 //! - An event goes out on the topic of the register's name when its text changes, and only then. A delete
@@ -14,7 +15,7 @@ use crate::{Context, QueryContext, Refusal, Service, Table, Tables, View};
 const REGISTERS: Table<String, String> = Table::new("registers");
 
 /// A register holds at most this many bytes.
-pub const MAX_TEXT_BYTES: usize = 1 << 20;
+pub const MAX_TEXT_BYTES: usize = 1 << 18;
 /// Replies, refusals and events repeat texts of at most this many bytes.
 pub const MAX_REPEATED_BYTES: usize = 1 << 10;
 

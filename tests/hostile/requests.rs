@@ -11,7 +11,7 @@ async fn bad_commands_are_told_what_is_wrong() {
     let cluster = Cluster::start(1).await;
     let deep = format!("{{\"amount\":{}", "[".repeat(100_000));
     let long = format!(r#"{{"name":"{}","amount":1}}"#, "n".repeat(257));
-    let text = format!(r#"{{"text":"{}"}}"#, "t".repeat((1 << 20) + 1));
+    let text = format!(r#"{{"text":"{}"}}"#, "t".repeat((256 << 10) + 1));
     check_all(
         &cluster,
         vec![
@@ -37,7 +37,7 @@ async fn bad_commands_are_told_what_is_wrong() {
             bad("an escaped NUL", add(r#"{"name":"a\u0000b","amount":1}"#), 400, "bad_request"),
             bad("an empty name", add(r#"{"name":"","amount":1}"#), 400, "bad_request"),
             bad("a name of 257 bytes", add(long), 400, "bad_request"),
-            bad("a text over 1 MiB", post("/v1/register/set", "", text), 413, "too_large"),
+            bad("a text over 256 KiB", post("/v1/register/set", "", text), 413, "too_large"),
             bad("an unknown service", post("/v1/oracle/ask", "", "{}"), 404, "unknown_service"),
             bad("a built-in service", post("/v1/system/tick", "", "{}"), 404, "unknown_service"),
             bad("an unknown command", post("/v1/counter/explode", "", "{}"), 404, "not_found"),

@@ -129,11 +129,12 @@ impl Model {
         let text = match command.clone() {
             Set { text, .. } => Some(text),
             Append { text, .. } => Some(previous.clone().unwrap_or_default() + &text),
+            CompareAndSet { text, .. } if text.len() > register::MAX_TEXT_BYTES => return Err("too_large"),
             CompareAndSet { expect, text, .. } if expect == previous => Some(text),
             CompareAndSet { .. } => return Err("compare_failed"),
             Delete { .. } => None,
         };
-        if text.as_ref().is_some_and(|text| text.len() > 1_048_576) {
+        if text.as_ref().is_some_and(|text| text.len() > register::MAX_TEXT_BYTES) {
             return Err("too_large");
         }
         match text.clone() {

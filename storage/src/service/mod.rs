@@ -40,7 +40,8 @@ pub trait Service: Send + Sync + 'static {
     /// What `query` returns: to JSON, an object.
     type Answer: Serialize + Send;
 
-    /// Applies one command.
+    /// Applies one command. An entry of up to 4,096 of them is applied at one go, on the thread that sends the heartbeats:
+    /// one should take well below 50 µs, whatever the state holds.
     ///
     /// # Errors
     /// A [`Refusal`] of the domain. It is logged, remembered and replayed like a reply; whatever was
