@@ -239,7 +239,15 @@ impl RaftLogReader<TypeConfig> for DeltaLog {
                     return Ok(None);
                 }
                 let page = log.read(next, to)?;
-                Ok::<_, io::Error>(page.last().map(|last| last.log_id.index + 1).map(|after| (page, after)))
+                // openraft takes the end of the stream for the end of the range: it would pass over what is missing.
+                match (page.first(), page.last()) {
+                    (Some(first), Some(last)) if first.log_id.index == next => {
+                        let after = last.log_id.index + 1;
+                        Ok(Some((page, after)))
+                    }
+                    (None, None) if log.range().is_none_or(|(_, last)| next > last) => Ok(None),
+                    _ => Err(missing(next)),
+                }
             }
         });
         pages.map_ok(|page| stream::iter(page.into_iter().map(Ok))).try_flatten()
@@ -252,6 +260,10 @@ impl RaftLogReader<TypeConfig> for DeltaLog {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         self.read(start, end)
     }
+}
+
+fn missing(index: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("entry {index} is to be applied and not in the log"))
 }
 
 impl RaftLogStorage<TypeConfig> for DeltaLog {

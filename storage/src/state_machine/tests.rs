@@ -47,14 +47,3 @@ async fn half_an_entry_is_neither_read_nor_flushed() {
     unusable(disk.state.apply(log_id(1, 1), &Payload::Normal(Deltas(two))).await.unwrap_err());
     assert_eq!(disk.state.last_flush(), before);
 }
-
-#[tokio::test]
-async fn an_entry_that_is_not_the_next_is_not_applied() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("data");
-    create(&dir).await;
-    let disk = node_disk::open(&dir, Registry::new(), &LogOptions::default()).unwrap();
-    let error = disk.state.apply(log_id(1, 1), &Payload::Blank).await.unwrap_err();
-    assert_eq!(error.to_string(), "entry 1 was to be applied, entry 0 is next");
-    assert_eq!(disk.state.applied().borrow().log_id, None);
-}

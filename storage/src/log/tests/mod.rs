@@ -294,6 +294,11 @@ async fn what_is_to_be_applied_is_read_as_it_is_wanted() {
     let rest: Vec<Entry> = stream.try_collect().await.unwrap();
     let read = first.into_iter().chain(rest).collect();
     assert_eq!(indexes(read), [0, 1, 2, 3, 4, 5], "it was all read at once");
+
+    // What is missing at the beginning is no end.
+    log.purge(log_id(1, 2)).await.unwrap();
+    let error = log.entries_stream(2..6).await.try_collect::<Vec<_>>().await.unwrap_err();
+    assert_eq!(error.to_string(), "entry 2 is to be applied and not in the log");
 }
 
 #[tokio::test]
