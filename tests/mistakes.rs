@@ -12,6 +12,8 @@ use support::cli::{Run, quorate};
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
+/// Less than a client tries by default; machines under load have some of it for themselves.
+const SOON: Duration = Duration::from_secs(4);
 
 fn says(run: &Run, texts: &[&str]) {
     assert_eq!(run.stdout, "");
@@ -24,11 +26,42 @@ fn says(run: &Run, texts: &[&str]) {
 async fn a_peer_port_is_taken_for_one() {
     let cluster = Cluster::start(1).await;
     let peer = cluster.server("S1").peer.address();
-    let common = ["--servers", &peer, "--timeout", "300ms"];
-    let run = quorate([&["client", "get"], &common[..]].concat()).await.expect(FAILED);
-    says(&run, &["not answered", &peer, "is this a peer port?", "--listen"]);
-    let run = quorate([&["client", "add", "1"], &common[..]].concat()).await.expect(FAILED);
-    says(&run, &["not applied", &peer, "is this a peer port?", "--listen"]);
+    let commands = [
+        &["client", "get"][..],
+        &["client", "add", "1"],
+        &["client", "watch"],
+        &["cluster", "status"],
+        &["bench"],
+    ];
+    for words in commands {
+        let begun = Instant::now();
+        let run = quorate([words, &["--servers", &peer]].concat()).await.expect(FAILED);
+        says(&run, &[&peer, "this is a peer port", "--listen"]);
+        assert!(begun.elapsed() < SOON, "{words:?} took {:?}", begun.elapsed());
+    }
+    // One wrong address among others is not the end.
+    let servers = format!("{peer},{}", cluster.url("S1"));
+    for (words, value) in
+        [(&["add", "1"][..], "1\n"), (&["watch", "--from", "0", "--count", "1"], "default\t1\n")]
+    {
+        let run = quorate([&["client"], words, &["--servers", &servers]].concat()).await.expect(DONE);
+        assert!(run.stdout.ends_with(value), "{run:?}");
+    }
+}
+
+/// It will never become a server, so nobody is kept waiting for that.
+#[tokio::test]
+async fn what_speaks_no_http_is_told_at_once() {
+    let ssh = stranger("SSH-2.0-OpenSSH_9.6\r\n");
+    for words in
+        [&["client", "get"][..], &["client", "add", "1"], &["client", "watch"], &["cluster", "status"]]
+    {
+        let begun = Instant::now();
+        let run = quorate([words, &["--servers", &ssh]].concat()).await.expect(FAILED);
+        says(&run, &[&ssh, "not HTTP", "next: give --servers the HTTP address of a server"]);
+        assert!(begun.elapsed() < SOON, "{words:?} took {:?}", begun.elapsed());
+    }
+    says(&quorate(["bench", "--servers", &ssh]).await.expect(FAILED), &[&ssh, "no HTTP"]);
 }
 
 /// A web server of something else, at the address that was given.
@@ -224,9 +257,17 @@ async fn an_interrupted_bench_tells_what_it_has_measured() {
 
 #[tokio::test]
 async fn a_bench_tells_what_it_waits_for_and_what_it_does_not_take() {
+    let electing = stranger(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 58\r\nconnection: close\r\n\r\n\
+         {\"code\":\"no_primary\",\"detail\":\"-\",\"outcome\":\"not_applied\"}",
+    );
+    let run = interrupted_bench("2.5", &["--servers", &electing, "--json"]).await.expect(FAILED);
+    says(&run, &["waiting up to 15 s to begin: no server knows a primary", &electing, "interrupted before"]);
     let nobody = support::process::Port::reserve().address();
-    let run = interrupted_bench("2.5", &["--servers", &nobody, "--json"]).await.expect(FAILED);
-    says(&run, &["waiting up to 15 s to begin: no server knows a primary", &nobody, "interrupted before"]);
+    let begun = Instant::now();
+    let run = quorate(["bench", "--servers", &nobody]).await.expect(FAILED);
+    says(&run, &["no server can be reached", &nobody, "connection refused", "scripts/cluster.sh up --bare"]);
+    assert!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
     let run = quorate(["bench", "--batch", "2000"]).await.expect(USAGE);
     says(&run, &["expected 1 to 1000", "a session keeps 1,024 replies"]);
     let run = quorate(["bench", "--read", "lease"]).await.expect(USAGE);

@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::watch::Position;
 
+/// What a peer port answers who asks it in HTTP.
+const PEER_PORT_CODE: &str = "peer_port";
+
 /// The fields of `application/problem+json` that the client acts on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Problem {
@@ -41,9 +44,9 @@ impl Problem {
         problem
     }
 
-    /// Whether another program's server said it.
+    /// Whether it comes from no server's HTTP address: from another program, or from a peer port.
     pub(crate) fn is_foreign(&self) -> bool {
-        self.code.starts_with("http_")
+        self.code.starts_with("http_") || self.code == PEER_PORT_CODE
     }
 
     /// Takes what is there. A field of an unexpected type is as good as absent, so that it cannot hide the others.

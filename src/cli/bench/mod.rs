@@ -35,7 +35,7 @@ Examples:
   quorate bench --clients 64 --secs 10 --op get --read lease --json
 
 It adds to counters bench-0… on the cluster. Latencies are per request, operations are adds (or gets).";
-/// How long the cluster may take to answer before anything is measured.
+/// How long a cluster whose servers answer may take to have a primary and open all sessions.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// A part of the help.
 const LOAD: &str = "Load";
@@ -165,8 +165,12 @@ async fn measure(arguments: &BenchArgs, shared: &Arc<Shared>, patience: Duration
         session_ttl: Duration::from_secs_f64(arguments.warmup + arguments.secs) + Duration::from_secs(60),
         patience,
     };
+    let prepared = async {
+        shared.reach().await?;
+        prepare(shared, &plan, arguments.clients).await
+    };
     let workers = tokio::select! {
-        workers = prepare(shared, &plan, arguments.clients) => workers?,
+        workers = prepared => workers?,
         _ = tokio::signal::ctrl_c() => return Err(NOTHING_YET.to_owned()),
     };
     let start = Instant::now() + Duration::from_secs_f64(arguments.warmup);
