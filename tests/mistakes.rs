@@ -64,6 +64,42 @@ async fn what_speaks_no_http_is_told_at_once() {
     says(&quorate(["bench", "--servers", &ssh]).await.expect(FAILED), &[&ssh, "no HTTP"]);
 }
 
+/// `quorate client console` with `lines` on its stdin.
+async fn console(lines: &str, servers: &str) -> Run {
+    use std::io::Seek as _;
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(lines.as_bytes()).expect("lines");
+    file.rewind().expect("its beginning");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["client", "console", "--servers", servers, "--timeout", "1500ms"]).stdin(file);
+    // No history of a script is kept.
+    command.env_remove("HOME").env_remove("XDG_STATE_HOME");
+    support::cli::run_with_stdin(command).await
+}
+
+#[tokio::test]
+async fn a_piped_console_names_the_line_that_failed_and_goes_on_only_where_that_makes_sense() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    let run = console("add 5\n\ncas 3 4\nadd x\nadd 1\n", &url).await.expect(FAILED);
+    assert_eq!(run.stdout, "5\n6\n", "{run:?}");
+    for text in ["line 3, `cas 3 4`: refused", "line 4, `add x`: error: invalid value"] {
+        assert!(run.stderr.contains(text), "no {text:?} in {run:?}");
+    }
+    let run = console("ad 5\nadd 1\n", &url).await.expect(USAGE);
+    assert_eq!(run.stdout, "7\n", "{run:?}");
+    let run = console("help\nquit\nadd 1\n", &url).await.expect(DONE);
+    assert!(run.stdout.is_empty() && !run.stderr.contains("line 1"), "{run:?}");
+
+    let nobody = support::process::Port::reserve().address();
+    for servers in [nobody, cluster.server("S1").peer.address()] {
+        let begun = Instant::now();
+        let run = console("\nadd 1\nget\nget\nget\nget\n", &servers).await.expect(FAILED);
+        says(&run, &["line 2, `add 1`: ", &servers, "the lines after it are not run"]);
+        assert!(!run.stderr.contains("line 3") && begun.elapsed() < SOON, "{run:?}");
+    }
+}
+
 /// A web server of something else, at the address that was given.
 fn stranger(answer: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::problem::Problem;
+use super::problem::{Problem, is_foreign};
 use super::watch::Position;
 
 /// Why a request brought no reply. See the module's page for what each variant promises.
@@ -46,6 +46,14 @@ impl Error {
         match self {
             Self::Refused(refused) => Some(refused),
             _ => None,
+        }
+    }
+
+    /// Is it that no server was found at all, so that any other request would end the same?
+    pub(crate) fn finds_no_server(&self) -> bool {
+        match self {
+            Self::Refused(refused) => is_foreign(&refused.code),
+            Self::NotApplied(failure) | Self::Unknown(failure) => !failure.reached,
         }
     }
 
@@ -137,6 +145,8 @@ pub struct Failure {
     pub changes: bool,
     /// The last problem code that a server named.
     pub code: Option<String>,
+    /// Did any server answer or at least take the connection?
+    pub reached: bool,
     /// The last attempts, oldest first (at most [`TRIED_KEPT`]).
     pub tried: Vec<Tried>,
     /// How many attempts there were in all.
@@ -284,10 +294,12 @@ impl History {
         } else {
             (cause, next)
         };
+        let reached = self.attempts == 0 || (self.reached && !self.met_only_strangers());
         Box::new(Failure {
             cause,
             changes,
             code: self.code,
+            reached,
             tried: self.tried,
             attempts: self.attempts,
             next,
