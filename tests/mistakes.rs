@@ -222,6 +222,42 @@ async fn a_flag_that_would_change_nothing_is_usage() {
     }
 }
 
+/// A word at the wrong place is told where it belongs.
+#[tokio::test]
+async fn what_is_asked_at_the_wrong_address_is_told_the_right_one() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    let detail = |reply: support::http::Reply, status: u16| {
+        assert_eq!(reply.status, status, "{reply:?}");
+        reply.json()["detail"].as_str().expect("a detail").to_owned()
+    };
+    for name in ["add", "delete"] {
+        let reply = cluster.http.get(&format!("{url}/v1/counter/{name}")).await.expect("a reply");
+        let text = detail(reply, 404);
+        assert!(text.contains(&format!("{name} is a command")) && text.contains("POST"), "{text}");
+    }
+    let text = detail(cluster.http.get(&format!("{url}/v1/counter/explain")).await.expect("a reply"), 404);
+    assert!(text.contains("explain") && !text.contains("is a command"), "{text}");
+    let members = async |op: &str| {
+        let body = serde_json::json!({"op": op, "name": "S1"});
+        cluster.http.post(&format!("{url}/v1/cluster/members"), &body).await.expect("a reply")
+    };
+    let text = detail(members("transfer").await, 400);
+    assert!(text.contains("/v1/cluster/transfer"), "{text}");
+    let text = detail(members("dance").await, 400);
+    assert!(text.contains("dance") && text.contains("promote, demote, remove"), "{text}");
+}
+
+#[tokio::test]
+async fn a_dash_is_no_reason_for_a_tip_that_does_not_help() {
+    for words in [&["add", "-x"][..], &["add", "1", "-x"], &["list", "--colour"]] {
+        let run = quorate([&["client"], words].concat()).await.expect(USAGE);
+        assert!(run.stderr.contains("unexpected argument") && !run.stderr.contains("'-- "), "{run:?}");
+    }
+    let run = quorate(["client", "get", "--countr", "a"]).await.expect(USAGE);
+    assert!(run.stderr.contains("'--counter'"), "a tip that helps stays: {run:?}");
+}
+
 #[tokio::test]
 async fn a_watch_takes_a_counter_and_tells_of_a_position_ahead() {
     let cluster = Cluster::start(1).await;
@@ -262,9 +298,14 @@ async fn the_log_shows_the_newest_unless_told_where_to_begin() {
     let run = log(&["--limit", "2"]).await;
     let lines: Vec<&str> = run.stdout.lines().skip(1).collect();
     assert!(lines.len() == 2 && lines[0].contains(":4}") && lines[1].contains(":5}"), "{run:?}");
-    assert!(run.stderr.contains("--from 1"), "{run:?}");
-    let run = log(&["--from", "1", "--limit", "2"]).await;
-    assert!(run.stdout.contains(":1}") && run.stderr.contains("--from 3"), "{run:?}");
+    assert_eq!(run.stderr, "there are older ones: --from 2\n");
+    let run = log(&["--from", "2", "--limit", "2"]).await;
+    assert!(run.stdout.contains(":2}") && run.stdout.contains(":3}"), "{run:?}");
+    assert_eq!(run.stderr, "there are older ones: --from 1; newer ones: --from 4\n");
+    let run = log(&["--from", "4", "--limit", "2"]).await;
+    assert_eq!(run.stderr, "there are older ones: --from 2\n", "nothing is newer than the newest");
+    let run = log(&["--from", "9000"]).await;
+    assert_eq!(run.stderr, "there are older ones: --from 1\n", "{run:?}");
     let whole = log(&[]).await;
     assert!(whole.stdout.contains(":1}") && whole.stderr.is_empty(), "{whole:?}");
 }

@@ -130,7 +130,7 @@ fn carry_out(
     if words.is_empty() {
         return Ok(Next::Line);
     }
-    match Line::try_parse_from(words) {
+    match Line::try_parse_from(words).map_err(super::without_dash_tip) {
         Ok(Line { action: LineAction::Quit, .. }) => return Ok(Next::End),
         Ok(line) => drop(runtime.block_on(interruptible(client, line, defaults, connection))?),
         // Help and mistakes alike: clap has the words.

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -104,7 +105,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Runs the command line; a server runs the services of `registry`.
 pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registry) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(arguments).map_err(without_dash_tip) {
         Ok(cli) => cli,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
@@ -120,6 +121,14 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registr
             error.exit.into()
         }
     }
+}
+
+/// clap advises `-- -x` for any word that it does not know. Here only texts may begin with a dash, and they need no `--`.
+fn without_dash_tip(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+    }
+    error
 }
 
 fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {

@@ -4,13 +4,12 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use reqwest::Url;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::request::plain;
 use super::wire::Wire;
-use crate::client::{ClusterStatus, PEER_PORT, Problem};
+use crate::client::{ClusterStatus, PEER_PORT, Problem, parse_server};
 
 /// The pause between two look-ups.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -139,10 +138,9 @@ fn plain_cause(error: &io::Error) -> String {
 }
 
 fn address(url: &str) -> Result<String, String> {
-    let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let parsed = Url::parse(&full).map_err(|error| format!("`{url}` is no server address: {error}"))?;
-    match (parsed.scheme(), parsed.host_str(), parsed.port_or_known_default()) {
-        ("http", Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+    let parsed = parse_server(url)?;
+    match (parsed.host_str(), parsed.port_or_known_default()) {
+        (Some(host), Some(port)) => Ok(format!("{host}:{port}")),
         _ => Err(format!("`{url}` is no server address; expected http://HOST:PORT")),
     }
 }
@@ -157,6 +155,8 @@ mod tests {
         assert_eq!(address("localhost:8001/").unwrap(), "localhost:8001");
         assert_eq!(address("http://[::1]:8001").unwrap(), "[::1]:8001");
         assert_eq!(address("http://host").unwrap(), "host:80");
-        assert!(address("https://host").is_err());
+        for bad in ["https://host", "http://host:8001/foo"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
     }
 }

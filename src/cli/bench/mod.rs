@@ -144,7 +144,7 @@ pub(crate) fn run(arguments: BenchArgs, config: &Config) -> Result<Exit, CliErro
         Output::note(&format!("interrupted after {} s of {}", report.secs, arguments.secs));
     }
     if let Some(error) = first_error {
-        Output::note(&format!("the first of {} errors: {error}", report.errors));
+        Output::note(&format!("the first of {}: {error}", counted(report.errors, "error")));
     }
     if report.ops == 0 {
         return Err(CliError::failed(
@@ -268,17 +268,22 @@ fn summary(report: &Report) -> String {
     let ms = |us: u64| format!("{:.2} ms", us as f64 / 1_000.0);
     let batch = if report.batch > 1 { format!(", {} to a request", report.batch) } else { String::new() };
     format!(
-        "{}, {} clients{batch}, {} s\n  {} ops, {} ops/s\n  latency p50 {}, p99 {}, p99.9 {}\n  {} errors",
+        "{}, {}{batch}, {} s\n  {} ops, {} ops/s\n  latency p50 {}, p99 {}, p99.9 {}\n  {}",
         report.op,
-        report.clients,
+        counted(report.clients.into(), "client"),
         report.secs,
         grouped(report.ops),
         grouped(report.ops_per_sec as u64),
         ms(report.p50_us),
         ms(report.p99_us),
         ms(report.p999_us),
-        report.errors
+        counted(report.errors, "error")
     )
+}
+
+/// 1 client, 2 clients.
+fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
 /// 1234567 as 1,234,567.

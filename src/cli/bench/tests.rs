@@ -142,4 +142,6 @@ fn numbers_are_grouped() {
     assert_eq!(grouped(999), "999");
     assert_eq!(grouped(1_000), "1,000");
     assert_eq!(grouped(1_234_567), "1,234,567");
+    assert_eq!(counted(1, "client"), "1 client");
+    assert_eq!(counted(2_000, "client"), "2,000 clients");
 }

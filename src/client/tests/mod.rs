@@ -240,9 +240,14 @@ async fn a_reply_that_cannot_be_read_is_not_called_a_failure() {
 
 #[test]
 fn addresses_are_checked_before_anything_is_sent() {
-    for bad in ["https://127.0.0.1:8001", "http://", "ftp://x", "http://127.0.0.1:99999"] {
+    let bad = ["https://127.0.0.1:8001", "http://", "ftp://x", "http://127.0.0.1:99999"];
+    let with_path =
+        ["http://127.0.0.1:8001/foo", "127.0.0.1:8001/v1/cluster", "http://h:1?a=b", "http://h:1/#x"];
+    for bad in bad.into_iter().chain(with_path) {
         assert!(Client::builder().servers([bad]).build().is_err(), "{bad}");
     }
     assert!(Client::builder().servers(Vec::<String>::new()).build().is_err());
-    assert!(Client::builder().servers(["127.0.0.1:8001"]).build().is_ok());
+    for good in ["127.0.0.1:8001", "http://127.0.0.1:8001/"] {
+        assert!(Client::builder().servers([good]).build().is_ok(), "{good}");
+    }
 }
