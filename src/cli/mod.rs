@@ -152,14 +152,19 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
     }
 }
 
+/// What says nothing at the levels `info` and `warn` that this program does not say itself. openraft tells every heartbeat to
+/// a server that is away, twenty a second, and calls it an error that its own stop ends what is under way; a core that
+/// stops for any other reason ends the server, with the cause.
+const QUIET: &str = "openraft=error,openraft::raft=off,openraft::core::heartbeat=off,openraft::core::sm::handle=off,\
+                     raft_log=warn,chunked_wal=warn";
+
 /// Sends the log to stderr. `directives` is a level, or for example `quorate=debug,info`.
 fn log_to_stderr(directives: &str) -> Result<(), CliError> {
-    // openraft tells every vote and every heartbeat at info.
     let directives = match directives {
-        "info" => "info,openraft=warn,raft_log=warn,chunked_wal=warn",
-        other => other,
+        "info" | "warn" => format!("{directives},{QUIET}"),
+        other => other.to_owned(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+    let filter = tracing_subscriber::EnvFilter::try_new(&directives)
         .map_err(|error| CliError::usage(format!("--log-level {directives}: {error}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
