@@ -70,7 +70,7 @@ impl Inner {
     /// Why a member is away. An error: what answers in its place.
     async fn why_away(&self, id: NodeId, info: &NodeInfo) -> std::result::Result<String, String> {
         match self.lanes.to(id, info).call(&Request::Status, ASK_LIMIT).await {
-            Ok(_) => Ok("it answers questions, but no heartbeats".to_owned()),
+            Ok(_) => Ok("it answers questions, but takes no entries".to_owned()),
             Err(CallError::Peer(error)) => Err(error.to_string()),
             Err(error) => Ok(error.to_string()),
         }
