@@ -3,11 +3,12 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use support::Cluster;
 use support::cli::{Run, quorate, with_environment};
 use support::process::Port;
+use support::{Cluster, Setup};
 
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
@@ -81,7 +82,9 @@ async fn registers() {
     prints(&cluster, &["register", "set", "ü ☃ \"'\\", "--name", "odd"], "ü ☃ \"'\\").await;
     prints(&cluster, &["register", "list"], "default\t--dashes\nodd\tü ☃ \"'\\").await;
     prints(&cluster, &["register", "delete"], "").await;
-    fails(&cluster, &["register", "cas", "a", "b"], FAILED, &["compare_failed"]).await;
+    fails(&cluster, &["register", "cas", "a", "b"], FAILED, &["compare_failed", "cas --absent NEW"]).await;
+    prints(&cluster, &["register", "cas", "--absent", "-a", "--name", "dash"], "-a").await;
+    prints(&cluster, &["register", "cas", "-a", "--name", "dash", "-b"], "-b").await;
     fails(&cluster, &["register", "cas", "--absent", "a", "--name", "odd"], FAILED, &["compare_failed"])
         .await;
     fails(&cluster, &["register", "cas", "a"], USAGE, &["OLD and NEW"]).await;
@@ -114,7 +117,7 @@ async fn json_is_the_http_body() {
 
 #[tokio::test]
 async fn mistakes_in_the_command_line_are_usage() {
-    let cases: [&[&str]; 17] = [
+    let cases: [&[&str]; 19] = [
         &[],
         &["explode"],
         &["client"],
@@ -128,6 +131,8 @@ async fn mistakes_in_the_command_line_are_usage() {
         &["client", "add", "1", "--timeout", "soon"],
         &["client", "get", "--read", "tomorrow"],
         &["client", "get", "--servers", "not a url"],
+        &["client", "get", "--servers", "http://127.0.0.1:1/foo"],
+        &["bench", "--servers", "127.0.0.1:1/foo"],
         &["client", "list", "--limit", "1001"],
         &["client", "get", "--config", "/nonexistent/quorate.toml"],
         &["server", "--name", "S1"],
@@ -222,9 +227,20 @@ async fn a_log_of_several_pages_is_shown_whole() {
     assert_eq!(revisions(run), all[..all.len() - 1]);
 }
 
+/// The path from here, where the servers of a test run too.
+fn relative(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().expect("the working directory");
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    up.join(path.strip_prefix("/").expect("an absolute path"))
+}
+
 #[tokio::test]
 async fn the_cluster_is_shown_and_backed_up() {
-    let cluster = Cluster::start(1).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let place = relative(dir.path());
+    let cluster =
+        Cluster::with(Setup { servers: 1, places: [("S1".to_owned(), place)].into(), ..Setup::default() })
+            .await;
     client(&cluster, &["add", "41", "--counter", "shown"]).await.expect(DONE);
     let status = cluster_command(&cluster, &["status"]).await.expect(DONE).stdout;
     for text in ["primary", "S1", "settled", &cluster.url("S1"), "revision"] {
@@ -249,7 +265,8 @@ async fn the_cluster_is_shown_and_backed_up() {
         .json();
     assert_eq!(page["deltas"], json!([add]));
     let snapshot = cluster_command(&cluster, &["snapshot"]).await.expect(DONE);
-    let file = std::path::Path::new(snapshot.stdout.trim_end());
+    let file = Path::new(snapshot.stdout.trim_end());
+    assert!(file.is_absolute(), "{snapshot:?}");
     assert!(std::fs::metadata(file).is_ok_and(|file| file.len() > 100), "{snapshot:?}");
     assert_eq!(
         cluster_command(&cluster, &["set", "mode", "active"]).await.expect(DONE).stdout,

@@ -121,7 +121,7 @@ async fn a_server_comes_and_goes() {
     cluster_command(&cluster, "S2", &["promote", "S4"]).await.expect(0);
     cluster_command(&cluster, "S2", &["transfer", "S4"]).await.expect(0);
     let removed = cluster_command(&cluster, "S2", &["remove", "S4"]).await.expect(0);
-    assert_eq!(removed.stdout, "S4 is removed\n");
+    assert_eq!((&*removed.stdout, &*removed.stderr), ("S4 is removed\n", ""), "three voters are enough");
     let seen = overview(&cluster, "S1").await.expect("the cluster")["membership"].clone();
     assert_eq!((sorted(&seen["voters"]), sorted(&seen["learners"])), (vec!["S1", "S2", "S3"], vec![]));
     writes_work(&cluster, "S1").await;
@@ -211,8 +211,10 @@ async fn quorum_is_not_given_away() {
     }
     writes_work(&cluster, stays).await;
     // The one that is down may go; then one of two; the last one stays.
-    cluster_command(&cluster, stays, &["remove", away]).await.expect(0);
-    cluster_command(&cluster, &primary, &["remove", &primary]).await.expect(0);
+    let two = cluster_command(&cluster, stays, &["remove", away]).await.expect(0);
+    assert!(two.stderr.contains("warning: two voters are left"), "{two:?}");
+    let one = cluster_command(&cluster, &primary, &["remove", &primary]).await.expect(0);
+    assert!(one.stderr.contains("warning: one voter is left"), "{one:?}");
     assert_eq!(cluster.primary().await, *stays);
     let last = change(&cluster, stays, json!({"op": "remove", "name": stays})).await;
     check_problem(&last, 409, "refused", "only voter");

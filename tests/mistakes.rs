@@ -12,6 +12,8 @@ use support::cli::{Run, quorate};
 const DONE: i32 = 0;
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
+/// Less than a client tries by default; machines under load have some of it for themselves.
+const SOON: Duration = Duration::from_secs(4);
 
 fn says(run: &Run, texts: &[&str]) {
     assert_eq!(run.stdout, "");
@@ -24,11 +26,78 @@ fn says(run: &Run, texts: &[&str]) {
 async fn a_peer_port_is_taken_for_one() {
     let cluster = Cluster::start(1).await;
     let peer = cluster.server("S1").peer.address();
-    let common = ["--servers", &peer, "--timeout", "300ms"];
-    let run = quorate([&["client", "get"], &common[..]].concat()).await.expect(FAILED);
-    says(&run, &["not answered", &peer, "is this a peer port?", "--listen"]);
-    let run = quorate([&["client", "add", "1"], &common[..]].concat()).await.expect(FAILED);
-    says(&run, &["not applied", &peer, "is this a peer port?", "--listen"]);
+    let commands = [
+        &["client", "get"][..],
+        &["client", "add", "1"],
+        &["client", "watch"],
+        &["cluster", "status"],
+        &["bench"],
+    ];
+    for words in commands {
+        let begun = Instant::now();
+        let run = quorate([words, &["--servers", &peer]].concat()).await.expect(FAILED);
+        says(&run, &[&peer, "this is a peer port", "--listen"]);
+        assert!(begun.elapsed() < SOON, "{words:?} took {:?}", begun.elapsed());
+    }
+    // One wrong address among others is not the end.
+    let servers = format!("{peer},{}", cluster.url("S1"));
+    for (words, value) in
+        [(&["add", "1"][..], "1\n"), (&["watch", "--from", "0", "--count", "1"], "default\t1\n")]
+    {
+        let run = quorate([&["client"], words, &["--servers", &servers]].concat()).await.expect(DONE);
+        assert!(run.stdout.ends_with(value), "{run:?}");
+    }
+}
+
+/// It will never become a server, so nobody is kept waiting for that.
+#[tokio::test]
+async fn what_speaks_no_http_is_told_at_once() {
+    let ssh = stranger("SSH-2.0-OpenSSH_9.6\r\n");
+    for words in
+        [&["client", "get"][..], &["client", "add", "1"], &["client", "watch"], &["cluster", "status"]]
+    {
+        let begun = Instant::now();
+        let run = quorate([words, &["--servers", &ssh]].concat()).await.expect(FAILED);
+        says(&run, &[&ssh, "not HTTP", "next: give --servers the HTTP address of a server"]);
+        assert!(begun.elapsed() < SOON, "{words:?} took {:?}", begun.elapsed());
+    }
+    says(&quorate(["bench", "--servers", &ssh]).await.expect(FAILED), &[&ssh, "no HTTP"]);
+}
+
+/// `quorate client console` with `lines` on its stdin.
+async fn console(lines: &str, servers: &str) -> Run {
+    use std::io::Seek as _;
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(lines.as_bytes()).expect("lines");
+    file.rewind().expect("its beginning");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_quorate"));
+    command.args(["client", "console", "--servers", servers, "--timeout", "1500ms"]).stdin(file);
+    // No history of a script is kept.
+    command.env_remove("HOME").env_remove("XDG_STATE_HOME");
+    support::cli::run_with_stdin(command).await
+}
+
+#[tokio::test]
+async fn a_piped_console_names_the_line_that_failed_and_goes_on_only_where_that_makes_sense() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    let run = console("add 5\n\ncas 3 4\nadd x\nadd 1\n", &url).await.expect(FAILED);
+    assert_eq!(run.stdout, "5\n6\n", "{run:?}");
+    for text in ["line 3, `cas 3 4`: refused", "line 4, `add x`: error: invalid value"] {
+        assert!(run.stderr.contains(text), "no {text:?} in {run:?}");
+    }
+    let run = console("ad 5\nadd 1\n", &url).await.expect(USAGE);
+    assert_eq!(run.stdout, "7\n", "{run:?}");
+    let run = console("help\nquit\nadd 1\n", &url).await.expect(DONE);
+    assert!(run.stdout.is_empty() && !run.stderr.contains("line 1"), "{run:?}");
+
+    let nobody = support::process::Port::reserve().address();
+    for servers in [nobody, cluster.server("S1").peer.address()] {
+        let begun = Instant::now();
+        let run = console("\nadd 1\nget\nget\nget\nget\n", &servers).await.expect(FAILED);
+        says(&run, &["line 2, `add 1`: ", &servers, "the lines after it are not run"]);
+        assert!(!run.stderr.contains("line 3") && begun.elapsed() < SOON, "{run:?}");
+    }
 }
 
 /// A web server of something else, at the address that was given.
@@ -153,6 +222,42 @@ async fn a_flag_that_would_change_nothing_is_usage() {
     }
 }
 
+/// A word at the wrong place is told where it belongs.
+#[tokio::test]
+async fn what_is_asked_at_the_wrong_address_is_told_the_right_one() {
+    let cluster = Cluster::start(1).await;
+    let url = cluster.url("S1");
+    let detail = |reply: support::http::Reply, status: u16| {
+        assert_eq!(reply.status, status, "{reply:?}");
+        reply.json()["detail"].as_str().expect("a detail").to_owned()
+    };
+    for name in ["add", "delete"] {
+        let reply = cluster.http.get(&format!("{url}/v1/counter/{name}")).await.expect("a reply");
+        let text = detail(reply, 404);
+        assert!(text.contains(&format!("{name} is a command")) && text.contains("POST"), "{text}");
+    }
+    let text = detail(cluster.http.get(&format!("{url}/v1/counter/explain")).await.expect("a reply"), 404);
+    assert!(text.contains("explain") && !text.contains("is a command"), "{text}");
+    let members = async |op: &str| {
+        let body = serde_json::json!({"op": op, "name": "S1"});
+        cluster.http.post(&format!("{url}/v1/cluster/members"), &body).await.expect("a reply")
+    };
+    let text = detail(members("transfer").await, 400);
+    assert!(text.contains("/v1/cluster/transfer"), "{text}");
+    let text = detail(members("dance").await, 400);
+    assert!(text.contains("dance") && text.contains("promote, demote, remove"), "{text}");
+}
+
+#[tokio::test]
+async fn a_dash_is_no_reason_for_a_tip_that_does_not_help() {
+    for words in [&["add", "-x"][..], &["add", "1", "-x"], &["list", "--colour"]] {
+        let run = quorate([&["client"], words].concat()).await.expect(USAGE);
+        assert!(run.stderr.contains("unexpected argument") && !run.stderr.contains("'-- "), "{run:?}");
+    }
+    let run = quorate(["client", "get", "--countr", "a"]).await.expect(USAGE);
+    assert!(run.stderr.contains("'--counter'"), "a tip that helps stays: {run:?}");
+}
+
 #[tokio::test]
 async fn a_watch_takes_a_counter_and_tells_of_a_position_ahead() {
     let cluster = Cluster::start(1).await;
@@ -193,9 +298,14 @@ async fn the_log_shows_the_newest_unless_told_where_to_begin() {
     let run = log(&["--limit", "2"]).await;
     let lines: Vec<&str> = run.stdout.lines().skip(1).collect();
     assert!(lines.len() == 2 && lines[0].contains(":4}") && lines[1].contains(":5}"), "{run:?}");
-    assert!(run.stderr.contains("--from 1"), "{run:?}");
-    let run = log(&["--from", "1", "--limit", "2"]).await;
-    assert!(run.stdout.contains(":1}") && run.stderr.contains("--from 3"), "{run:?}");
+    assert_eq!(run.stderr, "there are older ones: --from 2\n");
+    let run = log(&["--from", "2", "--limit", "2"]).await;
+    assert!(run.stdout.contains(":2}") && run.stdout.contains(":3}"), "{run:?}");
+    assert_eq!(run.stderr, "there are older ones: --from 1; newer ones: --from 4\n");
+    let run = log(&["--from", "4", "--limit", "2"]).await;
+    assert_eq!(run.stderr, "there are older ones: --from 2\n", "nothing is newer than the newest");
+    let run = log(&["--from", "9000"]).await;
+    assert_eq!(run.stderr, "there are older ones: --from 1\n", "{run:?}");
     let whole = log(&[]).await;
     assert!(whole.stdout.contains(":1}") && whole.stderr.is_empty(), "{whole:?}");
 }
@@ -224,9 +334,17 @@ async fn an_interrupted_bench_tells_what_it_has_measured() {
 
 #[tokio::test]
 async fn a_bench_tells_what_it_waits_for_and_what_it_does_not_take() {
+    let electing = stranger(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 58\r\nconnection: close\r\n\r\n\
+         {\"code\":\"no_primary\",\"detail\":\"-\",\"outcome\":\"not_applied\"}",
+    );
+    let run = interrupted_bench("2.5", &["--servers", &electing, "--json"]).await.expect(FAILED);
+    says(&run, &["waiting up to 15 s to begin: no server knows a primary", &electing, "interrupted before"]);
     let nobody = support::process::Port::reserve().address();
-    let run = interrupted_bench("2.5", &["--servers", &nobody, "--json"]).await.expect(FAILED);
-    says(&run, &["waiting up to 15 s to begin: no server knows a primary", &nobody, "interrupted before"]);
+    let begun = Instant::now();
+    let run = quorate(["bench", "--servers", &nobody]).await.expect(FAILED);
+    says(&run, &["no server can be reached", &nobody, "connection refused", "scripts/cluster.sh up --bare"]);
+    assert!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
     let run = quorate(["bench", "--batch", "2000"]).await.expect(USAGE);
     says(&run, &["expected 1 to 1000", "a session keeps 1,024 replies"]);
     let run = quorate(["bench", "--read", "lease"]).await.expect(USAGE);

@@ -168,3 +168,39 @@ async fn a_missing_primary_is_no_reason_to_restart_a_server() {
     // And it stops in order, with nobody to hand anything to.
     assert_eq!(cluster.terminate(&stays).await.code(), Some(0));
 }
+
+/// What happens twenty times a second is not told twenty times a second.
+#[tokio::test]
+async fn the_log_tells_once_that_a_server_is_away_and_once_that_it_is_back() {
+    // A member is away after some of these times.
+    let flags = vec!["--election-timeout".to_owned(), "600ms".to_owned()];
+    let cluster = Cluster::with(Setup { flags, ..Setup::default() }).await;
+    let primary = cluster.primary().await;
+    let away = cluster.backup().await;
+    let told = |what: &str| {
+        let log = cluster.server(&primary).log();
+        log.lines().filter(|line| line.contains(what) && line.contains(&format!("name={away}"))).count()
+    };
+    let until_told = async |what: &str, times: usize| {
+        let until = format!("{primary} says of {away} {times} times: {what}");
+        let probe = async || if told(what) == times { Ok(()) } else { Err(cluster.server(&primary).tail()) };
+        cluster.until(&until, probe).await;
+    };
+    assert_eq!((told("a member is away"), told("a member is back")), (0, 0), "nobody was away");
+    cluster.kill9(&away);
+    until_told("a member is away", 1).await;
+    cluster.restart(&away).await;
+    until_told("a member is back", 1).await;
+    // At its address another one answers, who is not a member.
+    cluster.wipe(&away);
+    until_told("a member is away", 2).await;
+    cluster.start_server(&away);
+    cluster.wait_ready(&away).await;
+    assert_eq!(told("a member is away"), 2, "once is enough");
+    for name in cluster.names() {
+        assert_eq!(cluster.terminate(&name).await.code(), Some(0));
+        let log = cluster.server(&name).log();
+        assert!(!log.contains("heartbeat") && !log.contains("ERROR"), "{}", cluster.server(&name).tail());
+        assert!(log.lines().count() < 60, "{log}");
+    }
+}

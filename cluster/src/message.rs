@@ -55,6 +55,9 @@ pub enum Request {
     },
     /// What does your wall clock show?
     Clock,
+    /// This node was removed from the membership: it is to ask. An older build takes this for malformed, and asks when it
+    /// misses the primary.
+    Removed,
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -86,6 +89,8 @@ pub enum Reply {
     StillMember(Option<Removal>),
     /// To `Clock`: milliseconds since the Unix epoch.
     Clock(Millis),
+    /// To `Removed`.
+    Removed,
 }
 
 /// A piece of a snapshot file; pieces of one transfer come in order over one lane.

@@ -93,7 +93,7 @@ pub(crate) enum Single {
     /// Set the counter if it has a certain value
     #[command(after_help = "Example:\n  quorate client cas 100 101")]
     Cas {
-        /// The value that it must have
+        /// The value that it must have; an absent counter has 0
         #[arg(value_name = "OLD", allow_negative_numbers = true)]
         expect: i64,
         /// The value that it gets
@@ -163,9 +163,12 @@ pub(crate) enum RegisterAction {
         /// It must be absent; then only NEW is given
         #[arg(long)]
         absent: bool,
-        /// The text that it must have, and the text that it gets
-        #[arg(value_names = ["OLD", "NEW"], num_args = 1..=2, required = true, allow_negative_numbers = true)]
-        texts: Vec<String>,
+        /// The text that it must have
+        #[arg(value_name = "OLD", allow_hyphen_values = true)]
+        first: String,
+        /// The text that it gets
+        #[arg(value_name = "NEW", allow_hyphen_values = true)]
+        second: Option<String>,
     },
     /// Delete the register
     #[command(after_help = "Example:\n  quorate client register delete")]
@@ -244,7 +247,9 @@ pub(crate) async fn print_single(
         }
         Err(error) => {
             output.refusal(&error)?;
-            return Err(error.into());
+            let hint = single.hint_after(&error);
+            let error = CliError::from(error);
+            return Err(CliError { message: error.message + hint, ..error });
         }
     }
     Ok(Exit::Done)
@@ -275,6 +280,21 @@ async fn perform(client: &Client, single: &Single, defaults: &Defaults) -> Resul
 }
 
 impl Single {
+    /// What the command line can do about an error beyond what the service's words say.
+    fn hint_after(&self, error: &Error) -> &'static str {
+        let absent = error.refused().is_some_and(|refused| {
+            refused.refusal.as_deref() == Some("compare_failed") && refused.problem["current"].is_null()
+        });
+        match self {
+            Self::Register(RegisterArgs { action: RegisterAction::Cas { absent: false, .. }, .. })
+                if absent =>
+            {
+                ". `register cas --absent NEW` sets one that is absent"
+            }
+            _ => "",
+        }
+    }
+
     fn changes(&self) -> bool {
         match self {
             Self::Add { .. } | Self::Minus { .. } | Self::Set { .. } | Self::Cas { .. } | Self::Delete => {
@@ -292,7 +312,7 @@ impl RegisterArgs {
     /// What clap cannot check by itself.
     pub(crate) fn check(&self) -> Result<(), CliError> {
         match &self.action {
-            RegisterAction::Cas { absent, texts } if texts.len() != if *absent { 1 } else { 2 } => {
+            RegisterAction::Cas { absent, second, .. } if second.is_some() == *absent => {
                 Err(CliError::usage(
                     "register cas takes OLD and NEW, or --absent and NEW; for example: register cas hello goodbye",
                 ))
@@ -310,9 +330,9 @@ impl RegisterArgs {
         let reply = match &self.action {
             RegisterAction::Set { text } => register.set(text).await?,
             RegisterAction::Append { text } => register.append(text).await?,
-            RegisterAction::Cas { texts, .. } => match texts.as_slice() {
-                [expect, text] => register.compare_and_set(Some(expect), text).await?,
-                _ => register.compare_and_set(None, &texts.concat()).await?,
+            RegisterAction::Cas { first, second, .. } => match second {
+                Some(text) => register.compare_and_set(Some(first), text).await?,
+                None => register.compare_and_set(None, first).await?,
             },
             RegisterAction::Delete => register.delete().await?,
             RegisterAction::Get => {

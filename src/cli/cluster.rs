@@ -11,7 +11,7 @@ use super::connect::{ConnectFlags, Connection, runtime};
 use super::output::{CliError, Exit, Output, Printed};
 use super::server_args::IdentityFlags;
 use super::status;
-use crate::client::{Client, Error, MembershipChange};
+use crate::client::{Client, Error, LogPage, MembershipChange};
 use crate::config::Config;
 
 const EXAMPLE: &str = "\
@@ -186,10 +186,8 @@ async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Err
 
 /// From a revision on, or the newest. Asks for page after page: a server ends one early when its commands are long.
 async fn log(client: &Client, from: Option<u64>, limit: u32) -> Result<Printed, Error> {
-    let begin = match from {
-        Some(from) => from,
-        None => (client.applied_revision().await?.data + 1).saturating_sub(u64::from(limit)).max(1),
-    };
+    let newest = client.applied_revision().await?.data;
+    let begin = from.unwrap_or((newest + 1).saturating_sub(u64::from(limit)).max(1));
     let first = client.log(Some(begin), Some(limit)).await?;
     let (mut page, mut body) = (first.data, first.body);
     while let Some(next) = page.next.filter(|_| page.deltas.len() < limit as usize) {
@@ -201,17 +199,20 @@ async fn log(client: &Client, from: Option<u64>, limit: u32) -> Result<Printed, 
         page.next = more.next;
         page.deltas.extend(more.data.deltas);
     }
-    let note = match from {
-        Some(_) => page
-            .next
-            .filter(|_| page.deltas.len() == limit as usize)
-            .map(|next| format!("there may be more: --from {next}")),
-        None => page
-            .oldest
-            .filter(|oldest| *oldest < begin)
-            .map(|oldest| format!("there are older ones: --from {oldest}")),
-    };
+    let note = other_pages(&page, begin, newest, limit);
     Ok(Printed { note, ..Printed::new(status::render_log(&page), body) })
+}
+
+/// Where the pages before and after this one begin, as far as there are any.
+fn other_pages(page: &LogPage, begin: u64, newest: u64, limit: u32) -> Option<String> {
+    let first = page.deltas.first().map_or(begin.min(newest + 1), |delta| delta.revision);
+    let older = page
+        .oldest
+        .filter(|oldest| *oldest < first)
+        .map(|oldest| format!("older ones: --from {}", oldest.max(first.saturating_sub(u64::from(limit)))));
+    let newer = page.next.filter(|next| *next <= newest).map(|next| format!("newer ones: --from {next}"));
+    let pages: Vec<String> = [older, newer].into_iter().flatten().collect();
+    (!pages.is_empty()).then(|| format!("there are {}", pages.join("; ")))
 }
 
 /// The bodies of two pages of the log as one: the fields that this version does not know stay.
@@ -234,7 +235,25 @@ impl Change {
             MembershipChange::Demote => "is a learner",
             MembershipChange::Remove => "is removed",
         };
-        Ok(Printed::new(format!("{} {done}", self.name), reply.body))
+        let voters = reply.get("voters").and_then(Value::as_array).map(Vec::len);
+        let note =
+            voters.filter(|_| change != MembershipChange::Promote).and_then(fragile).map(str::to_owned);
+        Ok(Printed { note, ..Printed::new(format!("{} {done}", self.name), reply.body) })
+    }
+}
+
+/// What whoever takes votes away should know about those that are left.
+fn fragile(voters: usize) -> Option<&'static str> {
+    match voters {
+        1 => Some(
+            "warning: one voter is left. When it stops the service stops, and its disk alone holds what is \
+             acknowledged from now on; `quorate cluster promote` makes more",
+        ),
+        2 => Some(
+            "warning: two voters are left, and both must be up: the failure of either stops the service. \
+             `quorate cluster promote` makes a third",
+        ),
+        _ => None,
     }
 }
 

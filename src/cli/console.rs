@@ -80,46 +80,66 @@ fn read_lines(
     defaults: &Defaults,
     connection: &Connection,
 ) -> Result<Exit, CliError> {
+    let script = !std::io::stdin().is_terminal();
     // A script that pipes its lines learns by the exit code that one of them failed: the first one's.
     let mut ended = Exit::Done;
-    let mut failed = |exit| {
-        if ended == Exit::Done && !std::io::stdin().is_terminal() {
-            ended = exit;
-        }
-        ended
-    };
-    loop {
+    for number in 1_u64.. {
         let line = match editor.readline("quorate> ") {
             Ok(line) => line,
             // Ctrl-C drops the line; the console goes on.
             Err(ReadlineError::Interrupted) => continue,
-            Err(ReadlineError::Eof) => return Ok(failed(Exit::Done)),
+            Err(ReadlineError::Eof) => break,
             Err(error) => return Err(CliError::failed(format!("cannot read the next line: {error}"))),
         };
-        let words = match words::split(&line) {
-            Ok(words) if words.is_empty() => continue,
-            Ok(words) => words,
-            Err(cause) => {
-                Output::note(&cause);
-                failed(Exit::Usage);
-                continue;
-            }
+        let error = match carry_out(&line, runtime, client, defaults, connection) {
+            Ok(Next::Line) => continue,
+            Ok(Next::End) => break,
+            Err(error) => error,
         };
-        match Line::try_parse_from(words) {
-            Ok(Line { action: LineAction::Quit, .. }) => return Ok(failed(Exit::Done)),
-            Ok(line) => {
-                if let Err(error) = runtime.block_on(interruptible(client, line, defaults, connection)) {
-                    Output::note(&error.message);
-                    failed(error.exit);
-                }
-            }
-            // Help and mistakes alike: clap has the words.
-            Err(error) => {
-                Output::note(error.render().to_string().trim_end());
-                failed(if error.use_stderr() { Exit::Usage } else { Exit::Done });
-            }
+        if !script {
+            Output::note(&error.message);
+            continue;
+        }
+        Output::note(&format!("line {number}, `{}`: {}", line.trim(), error.message));
+        if ended == Exit::Done {
+            ended = error.exit;
+        }
+        if error.no_server {
+            // Each further line would take as long to fail.
+            Output::note("the lines after it are not run");
+            break;
         }
     }
+    Ok(ended)
+}
+
+/// What follows a line that was carried out.
+enum Next {
+    Line,
+    End,
+}
+
+fn carry_out(
+    line: &str,
+    runtime: &Runtime,
+    client: &Client,
+    defaults: &Defaults,
+    connection: &Connection,
+) -> Result<Next, CliError> {
+    let words = words::split(line).map_err(CliError::usage)?;
+    if words.is_empty() {
+        return Ok(Next::Line);
+    }
+    match Line::try_parse_from(words).map_err(super::without_dash_tip) {
+        Ok(Line { action: LineAction::Quit, .. }) => return Ok(Next::End),
+        Ok(line) => drop(runtime.block_on(interruptible(client, line, defaults, connection))?),
+        // Help and mistakes alike: clap has the words.
+        Err(error) if error.use_stderr() => {
+            return Err(CliError::usage(error.render().to_string().trim_end()));
+        }
+        Err(help) => Output::note(help.render().to_string().trim_end()),
+    }
+    Ok(Next::Line)
 }
 
 /// Ctrl-C gives the command up, not the console.
@@ -132,8 +152,7 @@ async fn interruptible(
     tokio::select! {
         done = perform(client, line, defaults, connection) => done,
         _ = tokio::signal::ctrl_c() => {
-            let message = "given up; if it was a change, its outcome is unknown".to_owned();
-            Err(CliError { exit: Exit::Unknown, message })
+            Err(CliError::new(Exit::Unknown, "given up; if it was a change, its outcome is unknown"))
         }
     }
 }

@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -104,7 +105,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Runs the command line; a server runs the services of `registry`.
 pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registry) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match Cli::try_parse_from(arguments).map_err(without_dash_tip) {
         Ok(cli) => cli,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
@@ -120,6 +121,14 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registr
             error.exit.into()
         }
     }
+}
+
+/// clap advises `-- -x` for any word that it does not know. Here only texts may begin with a dash, and they need no `--`.
+fn without_dash_tip(mut error: clap::Error) -> clap::Error {
+    if error.kind() == ErrorKind::UnknownArgument {
+        error.remove(ContextKind::Suggested);
+    }
+    error
 }
 
 fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
@@ -143,14 +152,19 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
     }
 }
 
+/// What says nothing at the levels `info` and `warn` that this program does not say itself. openraft tells every heartbeat to
+/// a server that is away, twenty a second, and calls it an error that its own stop ends what is under way; a core that
+/// stops for any other reason ends the server, with the cause.
+const QUIET: &str = "openraft=error,openraft::raft=off,openraft::core::heartbeat=off,openraft::core::sm::handle=off,\
+                     raft_log=warn,chunked_wal=warn";
+
 /// Sends the log to stderr. `directives` is a level, or for example `quorate=debug,info`.
 fn log_to_stderr(directives: &str) -> Result<(), CliError> {
-    // openraft tells every vote and every heartbeat at info.
     let directives = match directives {
-        "info" => "info,openraft=warn,raft_log=warn,chunked_wal=warn",
-        other => other,
+        "info" | "warn" => format!("{directives},{QUIET}"),
+        other => other.to_owned(),
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(directives)
+    let filter = tracing_subscriber::EnvFilter::try_new(&directives)
         .map_err(|error| CliError::usage(format!("--log-level {directives}: {error}")))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

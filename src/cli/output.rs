@@ -32,28 +32,36 @@ impl From<Exit> for ExitCode {
 pub(crate) struct CliError {
     pub(crate) exit: Exit,
     pub(crate) message: String,
+    /// No server was found, so any other command would end the same.
+    pub(crate) no_server: bool,
 }
 
 impl CliError {
+    pub(crate) fn new(exit: Exit, cause: impl Display) -> Self {
+        Self { exit, message: cause.to_string(), no_server: false }
+    }
+
     pub(crate) fn failed(cause: impl Display) -> Self {
-        Self { exit: Exit::Failed, message: cause.to_string() }
+        Self::new(Exit::Failed, cause)
     }
 
     /// It was done, and its result could not be told.
     pub(crate) fn unseen(error: &io::Error) -> Self {
-        let message = format!("it was done, but its result cannot be written to the output: {error}");
-        Self { exit: Exit::Unknown, message }
+        Self::new(
+            Exit::Unknown,
+            format!("it was done, but its result cannot be written to the output: {error}"),
+        )
     }
 
     pub(crate) fn usage(cause: impl Display) -> Self {
-        Self { exit: Exit::Usage, message: cause.to_string() }
+        Self::new(Exit::Usage, cause)
     }
 }
 
 impl From<Error> for CliError {
     fn from(error: Error) -> Self {
         let exit = if error.is_unknown() { Exit::Unknown } else { Exit::Failed };
-        Self { exit, message: error.to_string() }
+        Self { no_server: error.finds_no_server(), ..Self::new(exit, &error) }
     }
 }
 

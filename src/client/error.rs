@@ -10,7 +10,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::problem::Problem;
+use super::problem::{Problem, is_foreign};
 use super::watch::Position;
 
 /// Why a request brought no reply. See the module's page for what each variant promises.
@@ -49,11 +49,20 @@ impl Error {
         }
     }
 
+    /// Is it that no server was found at all, so that any other request would end the same?
+    pub(crate) fn finds_no_server(&self) -> bool {
+        match self {
+            Self::Refused(refused) => is_foreign(&refused.code),
+            Self::NotApplied(failure) | Self::Unknown(failure) => !failure.reached,
+        }
+    }
+
     /// The same failure, known to have changed nothing: for a step that came before the command itself.
     pub(crate) fn before_sending(self) -> Self {
         match self {
             Self::Unknown(failure) => {
-                Self::NotApplied(Box::new(Failure { next: NEXT_NOT_APPLIED, ..*failure }))
+                let next = if failure.next == NEXT_UNKNOWN { NEXT_NOT_APPLIED } else { failure.next };
+                Self::NotApplied(Box::new(Failure { next, ..*failure }))
             }
             other => other,
         }
@@ -85,13 +94,14 @@ impl Refused {
         self.refusal.is_some()
     }
 
-    /// The "no" of a server. What is none of Quorate's says whose word it is.
+    /// The "no" of a server. What comes from no server's HTTP address says where it comes from.
     pub(crate) fn by(server: &str, status: u16, problem: Problem) -> Self {
+        let foreign = problem.is_foreign();
         let refused = Self::new(status, problem);
-        match refused.problem.get("code") {
-            Some(_) => refused,
-            None => Self { detail: format!("{server}: {}", refused.detail), ..refused },
+        if foreign {
+            return Self { detail: format!("{server}: {}", refused.detail), ..refused };
         }
+        refused
     }
 
     pub(crate) fn new(status: u16, problem: Problem) -> Self {
@@ -111,6 +121,7 @@ impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.refusal {
             Some(refusal) => write!(f, "refused ({refusal}): {}", self.detail)?,
+            None if self.code == "refused" => write!(f, "refused: {}", self.detail)?,
             None => write!(f, "refused ({}): {}", self.code, self.detail)?,
         }
         if let Some(current) = self.current.as_ref().map(Value::to_string)
@@ -134,6 +145,8 @@ pub struct Failure {
     pub changes: bool,
     /// The last problem code that a server named.
     pub code: Option<String>,
+    /// Did any server answer or at least take the connection?
+    pub reached: bool,
     /// The last attempts, oldest first (at most [`TRIED_KEPT`]).
     pub tried: Vec<Tried>,
     /// How many attempts there were in all.
@@ -159,6 +172,7 @@ pub(crate) const NEXT_NOT_APPLIED: &str =
 const NEXT_NOT_ANSWERED: &str = "see `quorate cluster status`, or ask again";
 const NEXT_NOBODY: &str =
     "is a server running there? `scripts/cluster.sh up` starts three; --servers names others";
+const NEXT_STRANGERS: &str = "give --servers the HTTP address of a server, that of its --listen";
 /// What the HTTP library says of a connection that ended where an answer was to come.
 const CLOSED: &str = "connection closed before message completed";
 pub(crate) const PEER_PORT: &str = "is this a peer port? --servers wants the HTTP address, that of --listen";
@@ -208,6 +222,8 @@ pub(crate) struct History {
     code: Option<String>,
     /// Did any server take a connection?
     reached: bool,
+    /// How many attempts met something that is no server's HTTP address.
+    strangers: u32,
 }
 
 impl History {
@@ -229,8 +245,29 @@ impl History {
         self.reached = reached;
     }
 
+    /// An attempt on something that is no server's HTTP address, and will not become one.
+    pub(crate) fn add_stranger(&mut self, server: &str, cause: String) {
+        self.add(server, cause, None);
+        self.strangers += 1;
+    }
+
     pub(crate) fn attempts(&self) -> u32 {
         self.attempts
+    }
+
+    /// The same, of something that does not even speak HTTP.
+    pub(crate) fn add_not_http(&mut self, server: &str, cause: &str) {
+        self.add_stranger(server, format!("what answers is not HTTP: {cause}; {PEER_PORT}"));
+    }
+
+    /// Whether one of `servers` may be found yet, when the one just asked is a stranger. A server that is away may come
+    /// back; a stranger will never be a server.
+    pub(crate) fn others_left(&self, servers: usize) -> bool {
+        !self.met_only_strangers() || self.attempts as usize + 1 < servers
+    }
+
+    fn met_only_strangers(&self) -> bool {
+        self.strangers == self.attempts
     }
 
     /// The error that a command's history ends in.
@@ -248,13 +285,21 @@ impl History {
     }
 
     fn failure(self, cause: String, changes: bool, next: &'static str) -> Box<Failure> {
-        let nobody = !self.reached && self.attempts > 0;
-        let (cause, next) =
-            if nobody { ("no server can be reached".to_owned(), NEXT_NOBODY) } else { (cause, next) };
+        let (cause, next) = if self.attempts == 0 {
+            (cause, next)
+        } else if !self.reached {
+            ("no server can be reached".to_owned(), NEXT_NOBODY)
+        } else if self.met_only_strangers() {
+            (cause, NEXT_STRANGERS)
+        } else {
+            (cause, next)
+        };
+        let reached = self.attempts == 0 || (self.reached && !self.met_only_strangers());
         Box::new(Failure {
             cause,
             changes,
             code: self.code,
+            reached,
             tried: self.tried,
             attempts: self.attempts,
             next,

@@ -61,7 +61,7 @@ pub use watch::{Event, Position, Watch};
 
 use error::History;
 pub(crate) use error::PEER_PORT;
-use problem::Problem;
+pub(crate) use problem::Problem;
 pub(crate) use servers::parse as parse_server;
 use session::{Sessions, Ticket};
 use transport::{Answer, Repeat, Request, Transport};

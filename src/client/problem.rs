@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::watch::Position;
 
+/// What a peer port answers who asks it in HTTP.
+const PEER_PORT_CODE: &str = "peer_port";
+
 /// The fields of `application/problem+json` that the client acts on.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Problem {
@@ -41,9 +44,8 @@ impl Problem {
         problem
     }
 
-    /// Whether another program's server said it.
     pub(crate) fn is_foreign(&self) -> bool {
-        self.code.starts_with("http_")
+        is_foreign(&self.code)
     }
 
     /// Takes what is there. A field of an unexpected type is as good as absent, so that it cannot hide the others.
@@ -85,6 +87,11 @@ impl Problem {
             None => status >= 500 || status == 408,
         }
     }
+}
+
+/// Whether a problem's code comes from no server's HTTP address: from another program, or from a peer port.
+pub(crate) fn is_foreign(code: &str) -> bool {
+    code.starts_with("http_") || code == PEER_PORT_CODE
 }
 
 /// What an answer with a status other than 2xx means for the request.

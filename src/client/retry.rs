@@ -54,9 +54,29 @@ impl<'a> Retries<'a> {
         }
     }
 
-    /// Whether there are servers that were not asked yet.
-    pub(super) fn others_left(&self) -> bool {
-        self.history.attempts() + 1 < self.route.len() as u32
+    /// A final "no" of something that is no server's HTTP address.
+    pub(super) async fn stranger(
+        &mut self,
+        server: &Url,
+        status: u16,
+        problem: Box<Problem>,
+    ) -> Result<(), Error> {
+        if !self.history.others_left(self.route.len()) {
+            return Err(self.refused(server, status, problem));
+        }
+        self.history.add_stranger(&servers::name(server), problem.detail);
+        self.go_on(server).await
+    }
+
+    /// Something answered that does not speak HTTP.
+    pub(super) async fn not_http(&mut self, server: &Url, cause: String) -> Result<(), Error> {
+        let others_left = self.history.others_left(self.route.len());
+        self.history.add_not_http(&servers::name(server), &cause);
+        self.may_be_applied()?;
+        if !others_left {
+            return Err(self.give_up("no server was found".to_owned()));
+        }
+        self.go_on(server).await
     }
 
     pub(super) fn attempt_deadline(&self) -> Instant {
@@ -115,11 +135,16 @@ impl<'a> Retries<'a> {
         timed_out: bool,
     ) -> Result<(), Error> {
         self.note(server, cause, None, sent)?;
-        self.transport.servers.avoid(server);
         if timed_out {
             // A slow cluster is not helped by more of the same: wait longer for the next one.
             self.attempt_timeout *= 2;
         }
+        self.go_on(server).await
+    }
+
+    /// On to the next server, after one that brought no answer of any use.
+    async fn go_on(&mut self, server: &Url) -> Result<(), Error> {
+        self.transport.servers.avoid(server);
         self.route.next();
         // Until every server was asked once, going on at once costs nobody anything.
         if self.history.attempts() < self.route.len() as u32 {
@@ -142,8 +167,13 @@ impl<'a> Retries<'a> {
         } else {
             self.history.add_unreached(&name, cause);
         }
-        self.maybe_applied |= maybe_applied && self.repeat != Repeat::Read;
-        if self.maybe_applied && self.repeat == Repeat::Harmful {
+        if maybe_applied { self.may_be_applied() } else { Ok(()) }
+    }
+
+    /// The attempt may have been carried out. An error when a second one could be a second application.
+    fn may_be_applied(&mut self) -> Result<(), Error> {
+        self.maybe_applied |= self.repeat != Repeat::Read;
+        if self.repeat == Repeat::Harmful {
             let cause = "the request has no session, so a lost reply cannot be asked for again".to_owned();
             return Err(self.give_up(cause));
         }

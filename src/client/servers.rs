@@ -119,6 +119,10 @@ pub(crate) fn parse(text: &str) -> Result<Url, String> {
     if url.host_str().is_none_or(str::is_empty) || url.cannot_be_a_base() {
         return Err(format!("`{text}` names no host; expected http://HOST:PORT"));
     }
+    // Ignored, they would hide a mistake.
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("`{text}`: a server's address has no path; expected http://HOST:PORT"));
+    }
     Ok(url)
 }
 

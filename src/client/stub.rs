@@ -63,7 +63,15 @@ impl Drop for Stub {
 
 impl Stub {
     pub(crate) async fn start(script: impl Fn(&Seen) -> Act + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        Self::start_at(([127, 0, 0, 1], 0).into(), script).await
+    }
+
+    /// The same, at an address that was in use before.
+    pub(crate) async fn start_at(
+        address: SocketAddr,
+        script: impl Fn(&Seen) -> Act + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let inner = Arc::new(Inner { script: Box::new(script), seen: Mutex::default() });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&inner));
@@ -79,6 +87,11 @@ impl Stub {
     pub(crate) fn seen(&self, part: &str) -> Vec<Seen> {
         let seen = self.inner.seen.lock().unwrap();
         seen.iter().filter(|seen| seen.path.contains(part)).cloned().collect()
+    }
+
+    /// As if nothing had been asked yet.
+    pub(crate) fn forget(&self) {
+        self.inner.seen.lock().unwrap().clear();
     }
 
     /// Waits until `count` requests to `part` have come.

@@ -3,6 +3,7 @@
 //! Invariant: a request that may have been applied is sent again only when that is harmless, that is with the same
 //! session and sequence, or when it changes nothing. Everything else ends in "outcome unknown" at once.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -109,6 +110,8 @@ pub(crate) struct Transport {
 pub(super) enum Attempt {
     Reply(Bytes),
     Verdict(u16, Verdict),
+    /// An answer, but in no HTTP.
+    NotHttp(String),
     /// No answer, or none that could be read.
     Broken {
         cause: String,
@@ -119,6 +122,10 @@ pub(super) enum Attempt {
 
 impl Attempt {
     fn broken(error: &reqwest::Error) -> Self {
+        if causes(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_parse)
+        {
+            return Self::NotHttp(describe(error));
+        }
         // Only a connection that was never made is certain not to have carried the request.
         Self::Broken { cause: describe(error), sent: !error.is_connect(), timed_out: false }
     }
@@ -165,10 +172,8 @@ impl Transport {
                     let attempts = retries.history.attempts() + 1;
                     return Ok(Answer { body, server: servers::name(&server), attempts });
                 }
-                Attempt::Verdict(_, Verdict::Final(problem))
-                    if problem.is_foreign() && retries.others_left() =>
-                {
-                    retries.broken(&server, problem.detail, false, false).await?;
+                Attempt::Verdict(status, Verdict::Final(problem)) if problem.is_foreign() => {
+                    retries.stranger(&server, status, problem).await?;
                 }
                 Attempt::Verdict(status, Verdict::Final(problem)) => {
                     return Err(retries.refused(&server, status, problem));
@@ -182,6 +187,7 @@ impl Transport {
                 Attempt::Verdict(_, Verdict::Retry { problem, maybe_applied, wait }) => {
                     retries.problem(&server, problem, maybe_applied, wait).await?;
                 }
+                Attempt::NotHttp(cause) => retries.not_http(&server, cause).await?,
                 Attempt::Broken { cause, sent, timed_out } => {
                     retries.broken(&server, cause, sent, timed_out).await?;
                 }
@@ -265,14 +271,20 @@ async fn read_answer(mut response: reqwest::Response) -> Attempt {
     Attempt::Verdict(status.as_u16(), judge(status.as_u16(), &body))
 }
 
-/// The innermost cause says what happened ("connection refused"); the layers above it only repeat the address.
+/// An error and what is below it.
+fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
+}
+
+/// The innermost cause says what happened; the layers above it only repeat the address.
 fn describe(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
     if error.is_timeout() && error.is_connect() {
         return "no connection in time".to_owned();
     }
-    cause.to_string()
+    let Some(cause) = causes(error).last() else { return error.to_string() };
+    match cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+        // Without the system's number for it.
+        Some(kind @ ErrorKind::ConnectionRefused) => kind.to_string(),
+        _ => cause.to_string(),
+    }
 }

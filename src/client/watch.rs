@@ -218,6 +218,22 @@ impl Watch {
         };
         let name = servers::name(&server);
         match failed {
+            Attempt::Verdict(_, Verdict::Final(problem))
+                if problem.is_foreign() && history.others_left(self.route.len()) =>
+            {
+                history.add_stranger(&name, problem.detail);
+                self.route.next();
+            }
+            Attempt::NotHttp(cause) => {
+                let others_left = history.others_left(self.route.len());
+                history.add_not_http(&name, &cause);
+                self.route.next();
+                if !others_left {
+                    return Err(Some(
+                        std::mem::take(history).fail_question("no server was found".to_owned()),
+                    ));
+                }
+            }
             Attempt::Verdict(status, Verdict::Final(problem) | Verdict::SessionLost(problem)) => {
                 return Err(Some(Error::Refused(Box::new(Refused::by(&name, status, *problem)))));
             }

@@ -149,15 +149,30 @@ fn server(member: &MemberStatus, leader: Option<u64>, head: u64) -> Value {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Members {
-    op: MemberOp,
+    op: String,
     name: String,
     if_membership: Option<String>,
+}
+
+/// A transfer changes no membership and has an address of its own, with its own fields.
+fn member_op(name: &str) -> Result<MemberOp, Problem> {
+    match name {
+        "promote" => Ok(MemberOp::Promote),
+        "demote" => Ok(MemberOp::Demote),
+        "remove" => Ok(MemberOp::Remove),
+        "transfer" => Err(Problem::bad_request(
+            "a transfer of leadership is no change of the membership: POST /v1/cluster/transfer {\"to\":NAME}",
+        )),
+        other => Err(Problem::bad_request(format!(
+            "op: nothing is called {other:?}; there are: promote, demote, remove"
+        ))),
+    }
 }
 
 /// `POST /v1/cluster/members`
 pub(super) async fn members(State(app): Shared, body: Body) -> Answer {
     let Members { op, name, if_membership } = parse(&app, body).await?;
-    change(&app, MembersRequest { op, name, if_membership }).await
+    change(&app, MembersRequest { op: member_op(&op)?, name, if_membership }).await
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -218,6 +233,8 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
         }
         _ => Problem::new(500, "failed", format!("the snapshot cannot be written: {e}")),
     })?;
+    // Whoever asks has another working directory, and maybe is on another machine.
+    let path = tokio::fs::canonicalize(&path).await.unwrap_or(path);
     let bytes = tokio::fs::metadata(&path).await.map(|file| file.len()).unwrap_or(0);
     to_json(&json!({
         "server": app.node.name(),

@@ -350,9 +350,24 @@ pub(super) async fn ask(app: &App, service: &str, name: &str, params: Option<&st
             Ok(json(answer))
         }
         Err(QueryError::Refused(refusal)) => Err(refusal.into()),
+        Err(QueryError::BadRequest(BadRequest::UnknownName(text))) => {
+            Err(bad(service, BadRequest::UnknownName(with_command_hint(&app.node, service, name, text))))
+        }
         Err(QueryError::BadRequest(e)) => Err(bad(service, e)),
         Err(QueryError::UnknownService) => Err(Problem::new(404, "unknown_service", service)),
         Err(QueryError::Damage(damage)) => Err(failed(&app.node, damage)),
+    }
+}
+
+/// Says of a query that does not exist when a command has its name.
+fn with_command_hint(node: &Node, service: &str, name: &str, text: String) -> String {
+    let found = node.state().registry().get(service).map(|service| service.command_from_json(name, b"{}"));
+    match found {
+        // Fields that it lacks are another matter.
+        Some(Ok(_) | Err(BadRequest::Fields(_))) => {
+            format!("{name} is a command, not a query: send it with POST, its fields as a JSON body")
+        }
+        Some(Err(BadRequest::UnknownName(_))) | None => text,
     }
 }
 

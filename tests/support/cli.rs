@@ -52,10 +52,16 @@ pub(crate) async fn with_environment<W: AsRef<OsStr>>(
     run(command).await
 }
 
-/// Runs any command to its end, and kills it when that does not come.
+/// Runs any command to its end, with nothing on its stdin, and kills it when that does not come.
 pub(crate) async fn run(mut command: Command) -> Run {
+    command.stdin(Stdio::null());
+    run_with_stdin(command).await
+}
+
+/// The same, with the stdin that it has.
+pub(crate) async fn run_with_stdin(mut command: Command) -> Run {
     let shown = format!("{command:?}");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
     // Read while it runs, or a long output would stop it.
     let stdout = spawn_blocking(reader(child.stdout.take().expect("a pipe")));

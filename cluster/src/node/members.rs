@@ -269,6 +269,7 @@ impl Inner {
         if named.is_empty() {
             return Err(self.not_found(name));
         }
+        let before_it = self.members();
         let mut voters = self.voters();
         let before = voters.len();
         voters.retain(|voter| !named.contains(voter));
@@ -285,7 +286,21 @@ impl Inner {
         }
         let members = self.members();
         self.lanes.retain(|id| members.contains_key(id));
+        self.tell_removed(before_it.into_iter().filter(|(id, _)| named.contains(id)));
         Ok(())
+    }
+
+    /// Sends word to who was removed, so that it need not find out by missing the primary. One attempt, that nobody waits
+    /// for: whom it does not reach finds out.
+    fn tell_removed(&self, removed: impl Iterator<Item = (NodeId, NodeInfo)>) {
+        for (id, info) in removed {
+            let lane = self.lanes.dial_anew(id, info.peer);
+            tokio::spawn(async move {
+                if let Err(error) = lane.call(&Request::Removed, ANSWER_TIMEOUT).await {
+                    tracing::debug!(node_id = id, %error, "a removed server was not told");
+                }
+            });
+        }
     }
 
     async fn check_leaves(&self, name: &str, voters: &BTreeSet<NodeId>) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod announce;
 mod clocks;
+mod contacts;
 mod incoming;
 mod join;
 mod lanes;

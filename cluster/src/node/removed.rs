@@ -1,8 +1,8 @@
 //! Removal from the membership, seen from both sides.
 //!
-//! The others send nothing to a server that was removed, so its view of the cluster stays as it was, and it may never
-//! see the entry that removed it. It asks as soon as it hears of no primary. From then on it serves nothing; it goes on
-//! running, because it may be taken back with what it has.
+//! A server that was removed gets no entries any more, so its view of the cluster stays as it was, and it may never see
+//! the entry that removed it. The primary sends it word, once; and it asks as soon as it hears of no primary. When it
+//! has been answered it serves nothing; it goes on running, because it may be taken back with what it has.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

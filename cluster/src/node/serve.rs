@@ -114,6 +114,11 @@ impl Inner {
                 self.read_index(lease, Instant::now() + LIMIT).await.map(Reply::ReadIndex)
             }
             Request::Status => self.status().map(|status| Reply::Status(Box::new(status))),
+            Request::Removed => {
+                // Not believed, only looked into: without a primary that is heard, this server asks whether it is a member.
+                self.heard.send_replace(None);
+                Ok(Reply::Removed)
+            }
             Request::Clock => Ok(Reply::Clock(self.clock.wall())),
             Request::Members(request) => {
                 if !self.is_leader() {

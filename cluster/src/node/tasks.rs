@@ -14,7 +14,7 @@ use quorate_storage::machine::SystemCommand;
 use quorate_storage::node_disk::free_bytes;
 use quorate_storage::raft_types::NodeId;
 
-use super::Inner;
+use super::{Inner, contacts};
 use crate::error::{Code, NodeError};
 
 /// Dirty rows are flushed after this time at the latest.
@@ -53,6 +53,7 @@ pub(super) fn spawn(inner: &Arc<Inner>) {
     run(Box::pin(flush(Arc::clone(inner))));
     run(Box::pin(tick(Arc::clone(inner))));
     run(Box::pin(watch_disk(Arc::clone(inner))));
+    run(Box::pin(contacts::watch(Arc::clone(inner))));
 }
 
 /// Waits until all that the log on disk held at the start is committed and applied, or truncated, and then until all

@@ -200,6 +200,13 @@ impl<S: AsyncRead + Unpin> FrameReader<S> {
         Err(invalid(format!("a frame of another cluster claims {length} bytes")))
     }
 
+    /// Whether what is there begins as an HTTP request does: no frame is as long as such letters would say.
+    pub fn looks_like_http(&self) -> bool {
+        const METHODS: [&[u8]; 7] =
+            [b"GET ", b"POST ", b"PUT ", b"DELETE ", b"HEAD ", b"PATCH ", b"OPTIONS "];
+        METHODS.iter().any(|method| self.buffer.starts_with(method))
+    }
+
     /// How long the frame is whose beginning is there: 0 until its header is, and has been checked. `None` between
     /// frames.
     pub fn arriving(&self) -> Option<usize> {

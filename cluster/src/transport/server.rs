@@ -34,6 +34,8 @@ const BYTES_PER_SECOND: usize = 64 << 10;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Replies are gathered into writes of about this size.
 const WRITE_BYTES: usize = 256 << 10;
+/// What a client is told that took this port for the one of `--listen`. It closes the connection on purpose.
+const NOT_FOR_CLIENTS: &str = r#"{"code":"peer_port","detail":"this is a peer port, where only the other servers of the cluster are answered; ask the server's HTTP address, that of --listen","outcome":"not_applied"}"#;
 
 /// Who this server is: what an incoming frame must name.
 #[derive(Debug, Clone, Copy)]
@@ -167,19 +169,35 @@ pub(super) async fn connection<H: Handler>(
     handler: Arc<H>,
     stranger: Stranger,
 ) -> io::Result<()> {
-    let (reader, writer) = tokio::io::split(stream);
+    let (reader, mut writer) = tokio::io::split(stream);
     let (outbox, replies) = mpsc::channel(MAX_REQUESTS);
-    let frames = FrameReader::new(reader).at_home_in(local.cluster);
-    let requests = read_requests(frames, local, handler, outbox, stranger);
-    let writing = write_replies(writer, replies);
-    tokio::select! {
-        ended = requests => ended,
-        ended = writing => ended,
+    let mut frames = FrameReader::new(reader).at_home_in(local.cluster);
+    let ended = tokio::select! {
+        ended = read_requests(&mut frames, local, handler, outbox, stranger) => ended,
+        ended = write_replies(&mut writer, replies) => ended,
+    };
+    if ended.is_err() && frames.looks_like_http() {
+        return answer_http(&mut writer).await;
     }
+    ended
+}
+
+/// Tells a client that it is at the wrong port, instead of leaving it to guess why it was hung up on.
+async fn answer_http(writer: &mut WriteHalf<Box<dyn Stream>>) -> io::Result<()> {
+    let answer = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{NOT_FOR_CLIENTS}",
+        NOT_FOR_CLIENTS.len()
+    );
+    let answering = async {
+        writer.write_all(answer.as_bytes()).await?;
+        writer.shutdown().await
+    };
+    timeout(FRAME_TIMEOUT, answering).await.unwrap_or(Ok(()))
 }
 
 async fn read_requests<H: Handler, R: tokio::io::AsyncRead + Unpin>(
-    mut frames: FrameReader<R>,
+    frames: &mut FrameReader<R>,
     local: Local,
     handler: Arc<H>,
     outbox: mpsc::Sender<Frame>,
@@ -191,7 +209,7 @@ async fn read_requests<H: Handler, R: tokio::io::AsyncRead + Unpin>(
     let ordering = tokio::spawn(send_in_order(waiting, outbox.clone()));
     let _stop_ordering = AbortOnDrop(ordering);
     let mut stranger = Some(stranger);
-    while let Some(frame) = next_frame(&mut frames, stranger.is_none()).await? {
+    while let Some(frame) = next_frame(frames, stranger.is_none()).await? {
         if frame.route.cluster == local.cluster {
             stranger = None;
         }
@@ -324,7 +342,7 @@ fn reply_frame(id: u64, route: Route, reply: Result<Reply, NodeError>) -> Frame 
 }
 
 async fn write_replies(
-    mut writer: WriteHalf<Box<dyn Stream>>,
+    writer: &mut WriteHalf<Box<dyn Stream>>,
     mut replies: mpsc::Receiver<Frame>,
 ) -> io::Result<()> {
     let mut buffer = BytesMut::with_capacity(16 << 10);

@@ -78,6 +78,25 @@ async fn a_removed_server_is_told_also_after_a_restart_and_can_be_taken_back_as_
     cluster.finish().await;
 }
 
+/// It does not first have to miss the primary, which takes three of the longest election time-outs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_server_that_can_be_reached_is_told_at_once() {
+    let options = Options::patient();
+    let missed_after = options.timing.election.1 * 3;
+    let cluster = Cluster::start_with(options).await;
+    let name = cluster.others(&cluster.primary().await).pop().unwrap();
+    cluster.change(MemberOp::Remove, &name).await;
+    let begun = Instant::now();
+    told(&cluster, &name).await;
+    assert!(begun.elapsed() < missed_after / 2, "it took {:?}", begun.elapsed());
+    check_serves_nothing(&cluster, &name).await;
+    let node = cluster.node(&name);
+    throughout("it stays told", missed_after, || node.is_removed()).await;
+    drop(node);
+    cluster.kill(&name).await;
+    cluster.finish().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_was_removed_behind_its_back_is_told_when_it_is_back() {
     let cluster = Cluster::start_three().await;

@@ -1,16 +1,15 @@
 //! Finding the primary, once for all clients.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
-use reqwest::Url;
-use serde_json::Value;
+use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::request::plain;
 use super::wire::Wire;
-use crate::client::{ClusterStatus, PEER_PORT};
+use crate::client::{ClusterStatus, PEER_PORT, Problem, parse_server};
 
 /// The pause between two look-ups.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -68,21 +67,50 @@ impl Finder {
         }
         Err(format!("no server knows a primary: {}", causes.join(", ")))
     }
+
+    /// Whether any server answers at all. A load generator has nothing to do where none runs, and says so at once; a
+    /// cluster that is busy with an election is waited for later.
+    pub(super) async fn reach(&self) -> Result<(), String> {
+        let asked = self.servers.iter().map(|server| async move {
+            let answered = fetch(server).await;
+            answered.map(drop).map_err(|error| format!("{server} ({error})"))
+        });
+        let answers = join_all(asked).await;
+        if answers.iter().any(Result::is_ok) {
+            return Ok(());
+        }
+        let causes: Vec<String> = answers.into_iter().filter_map(Result::err).collect();
+        Err(format!(
+            "no server can be reached: {}; next: is one running there? `scripts/cluster.sh up --bare` starts three; \
+             --servers names others",
+            causes.join(", ")
+        ))
+    }
+}
+
+/// What a Quorate server answers to the question for the cluster: its status and body. Others' answers are errors.
+async fn fetch(server: &str) -> Result<(u16, Vec<u8>), String> {
+    let mut wire = Wire::open(server).await.map_err(|error| plain_cause(&error))?;
+    let request = plain("GET", "/v1/cluster", server, "");
+    let answer = wire.exchange(&request, Instant::now()).await.map_err(|error| match error.kind() {
+        ErrorKind::UnexpectedEof => format!("{error}; {PEER_PORT}"),
+        _ => plain_cause(&error),
+    })?;
+    let body = wire.body(&answer).to_vec();
+    let problem = Problem::read(answer.status, &body);
+    if answer.status != 200 && problem.is_foreign() {
+        return Err(problem.detail);
+    }
+    Ok((answer.status, body))
 }
 
 /// Asks one server who the primary is.
 async fn ask(server: &str) -> Result<String, String> {
-    let mut wire = Wire::open(server).await.map_err(|error| error.to_string())?;
-    let request = plain("GET", "/v1/cluster", server, "");
-    let answer = wire.exchange(&request, Instant::now()).await.map_err(|error| match error.kind() {
-        ErrorKind::UnexpectedEof => format!("{error} ({PEER_PORT})"),
-        _ => error.to_string(),
-    })?;
-    let body = wire.body(&answer);
-    if answer.status != 200 {
-        return Err(cause_of(answer.status, body));
+    let (status, body) = fetch(server).await?;
+    if status != 200 {
+        return Err(cause_of(status, &body));
     }
-    let status: ClusterStatus = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    let status: ClusterStatus = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
     let primary = status.primary.ok_or("no primary at present")?;
     let known = status.servers.into_iter().find(|server| server.name == primary);
     let url = known
@@ -93,18 +121,26 @@ async fn ask(server: &str) -> Result<String, String> {
 
 /// What a server said when it did not do what it was asked for.
 pub(super) fn cause_of(status: u16, body: &[u8]) -> String {
-    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
-    match (problem.get("code").and_then(Value::as_str), problem.get("detail").and_then(Value::as_str)) {
-        (Some(code), Some(detail)) => format!("HTTP {status} {code} {detail}"),
-        _ => format!("HTTP {status}, but not from a Quorate server: is the address right?"),
+    let problem = Problem::read(status, body);
+    if problem.is_foreign() {
+        problem.detail
+    } else {
+        format!("HTTP {status} {} {}", problem.code, problem.detail)
+    }
+}
+
+/// An error without the system's number for it.
+fn plain_cause(error: &io::Error) -> String {
+    match error.kind() {
+        kind @ ErrorKind::ConnectionRefused => kind.to_string(),
+        _ => error.to_string(),
     }
 }
 
 fn address(url: &str) -> Result<String, String> {
-    let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-    let parsed = Url::parse(&full).map_err(|error| format!("`{url}` is no server address: {error}"))?;
-    match (parsed.scheme(), parsed.host_str(), parsed.port_or_known_default()) {
-        ("http", Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+    let parsed = parse_server(url)?;
+    match (parsed.host_str(), parsed.port_or_known_default()) {
+        (Some(host), Some(port)) => Ok(format!("{host}:{port}")),
         _ => Err(format!("`{url}` is no server address; expected http://HOST:PORT")),
     }
 }
@@ -119,6 +155,8 @@ mod tests {
         assert_eq!(address("localhost:8001/").unwrap(), "localhost:8001");
         assert_eq!(address("http://[::1]:8001").unwrap(), "[::1]:8001");
         assert_eq!(address("http://host").unwrap(), "host:80");
-        assert!(address("https://host").is_err());
+        for bad in ["https://host", "http://host:8001/foo"] {
+            assert!(address(bad).is_err(), "{bad}");
+        }
     }
 }

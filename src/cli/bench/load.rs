@@ -72,6 +72,11 @@ impl Shared {
         self.latencies.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// An error unless some server answers.
+    pub(super) async fn reach(&self) -> Result<(), String> {
+        self.finder.reach().await
+    }
+
     fn count(&self, latency: Duration, ops: u32) {
         self.ops.fetch_add(u64::from(ops), Ordering::Relaxed);
         let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);

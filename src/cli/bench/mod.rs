@@ -35,7 +35,7 @@ Examples:
   quorate bench --clients 64 --secs 10 --op get --read lease --json
 
 It adds to counters bench-0… on the cluster. Latencies are per request, operations are adds (or gets).";
-/// How long the cluster may take to answer before anything is measured.
+/// How long a cluster whose servers answer may take to have a primary and open all sessions.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// A part of the help.
 const LOAD: &str = "Load";
@@ -144,7 +144,7 @@ pub(crate) fn run(arguments: BenchArgs, config: &Config) -> Result<Exit, CliErro
         Output::note(&format!("interrupted after {} s of {}", report.secs, arguments.secs));
     }
     if let Some(error) = first_error {
-        Output::note(&format!("the first of {} errors: {error}", report.errors));
+        Output::note(&format!("the first of {}: {error}", counted(report.errors, "error")));
     }
     if report.ops == 0 {
         return Err(CliError::failed(
@@ -165,8 +165,12 @@ async fn measure(arguments: &BenchArgs, shared: &Arc<Shared>, patience: Duration
         session_ttl: Duration::from_secs_f64(arguments.warmup + arguments.secs) + Duration::from_secs(60),
         patience,
     };
+    let prepared = async {
+        shared.reach().await?;
+        prepare(shared, &plan, arguments.clients).await
+    };
     let workers = tokio::select! {
-        workers = prepare(shared, &plan, arguments.clients) => workers?,
+        workers = prepared => workers?,
         _ = tokio::signal::ctrl_c() => return Err(NOTHING_YET.to_owned()),
     };
     let start = Instant::now() + Duration::from_secs_f64(arguments.warmup);
@@ -264,17 +268,22 @@ fn summary(report: &Report) -> String {
     let ms = |us: u64| format!("{:.2} ms", us as f64 / 1_000.0);
     let batch = if report.batch > 1 { format!(", {} to a request", report.batch) } else { String::new() };
     format!(
-        "{}, {} clients{batch}, {} s\n  {} ops, {} ops/s\n  latency p50 {}, p99 {}, p99.9 {}\n  {} errors",
+        "{}, {}{batch}, {} s\n  {} ops, {} ops/s\n  latency p50 {}, p99 {}, p99.9 {}\n  {}",
         report.op,
-        report.clients,
+        counted(report.clients.into(), "client"),
         report.secs,
         grouped(report.ops),
         grouped(report.ops_per_sec as u64),
         ms(report.p50_us),
         ms(report.p99_us),
         ms(report.p999_us),
-        report.errors
+        counted(report.errors, "error")
     )
+}
+
+/// 1 client, 2 clients.
+fn counted(number: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
 /// 1234567 as 1,234,567.

@@ -95,6 +95,26 @@ async fn what_was_never_sent_was_not_applied() {
     assert!(failure.tried[0].cause.contains("refused"), "{error}");
 }
 
+/// A stranger among the addresses does not end the wait for a server that is away for a moment.
+#[tokio::test]
+async fn a_server_that_comes_back_is_found_beside_a_stranger() {
+    let port = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = port.local_addr().unwrap();
+    drop(port);
+    let page = Stub::start(|_| Act::Reply(404, json!("another program"))).await;
+    for servers in [[page.url(), format!("http://{address}")], [format!("http://{address}"), page.url()]] {
+        let client = client(&servers).session(SessionMode::Off).build().unwrap();
+        let coming = async {
+            page.wait_for("/counter/get", 3).await;
+            Stub::start_at(address, usual).await
+        };
+        let counter = client.counter("hits");
+        let (reply, _server) = tokio::join!(counter.get(ReadLevel::Linearizable), coming);
+        assert_eq!(reply.unwrap().value, 5);
+        page.forget();
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_says_not_applied_leaves_nothing_open() {
     let server = always(|| problem(503, "no_primary", "not_applied")).await;
@@ -220,9 +240,14 @@ async fn a_reply_that_cannot_be_read_is_not_called_a_failure() {
 
 #[test]
 fn addresses_are_checked_before_anything_is_sent() {
-    for bad in ["https://127.0.0.1:8001", "http://", "ftp://x", "http://127.0.0.1:99999"] {
+    let bad = ["https://127.0.0.1:8001", "http://", "ftp://x", "http://127.0.0.1:99999"];
+    let with_path =
+        ["http://127.0.0.1:8001/foo", "127.0.0.1:8001/v1/cluster", "http://h:1?a=b", "http://h:1/#x"];
+    for bad in bad.into_iter().chain(with_path) {
         assert!(Client::builder().servers([bad]).build().is_err(), "{bad}");
     }
     assert!(Client::builder().servers(Vec::<String>::new()).build().is_err());
-    assert!(Client::builder().servers(["127.0.0.1:8001"]).build().is_ok());
+    for good in ["127.0.0.1:8001", "http://127.0.0.1:8001/"] {
+        assert!(Client::builder().servers([good]).build().is_ok(), "{good}");
+    }
 }

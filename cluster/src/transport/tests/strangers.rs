@@ -59,6 +59,25 @@ async fn only_a_frame_of_the_cluster_gives_leave_to_be_quiet() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_speaks_http_is_told_that_this_is_no_port_for_clients() {
+    for request in ["GET /v1/cluster HTTP/1.1\r\nhost: x\r\n\r\n", "POST /v1/sessions HTTP/1.1\r\n\r\n{}"] {
+        let mut far = served(1 << 16);
+        far.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(SECOND, far.read_to_string(&mut answer)).await.expect("it ends").unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        assert!(body.contains("peer_port") && body.contains("--listen"), "{body}");
+    }
+    let mut far = served(1 << 16);
+    far.write_all(&[0xff; 64]).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(SECOND, far.read_to_end(&mut answer)).await.expect("it ends").unwrap();
+    assert!(answer.is_empty(), "what speaks neither is told nothing");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_frame_has_the_time_that_its_length_needs_and_no_more() {
     let stranger = request(OTHER, vec![0; 60 << 10]);
     let (took, answered) = trickle(&stranger, 1, 4 * SECOND).await;
