@@ -72,6 +72,12 @@ impl NodeError {
         Self { attempt: Attempt::Unknown, ..Self::not_applied(code, detail) }
     }
 
+    /// Of an attempt whose first part was done before this part failed.
+    #[must_use]
+    pub fn after_a_part(self) -> Self {
+        Self { attempt: Attempt::Unknown, ..self }
+    }
+
     /// With the primary's URL.
     #[must_use]
     pub fn with_primary(mut self, url: Option<String>) -> Self {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::response::{IntoResponse as _, Response};
+use quorate_cluster::error::NodeError;
 use quorate_cluster::message::{MemberOp, MembersRequest, NodeStatus};
 use quorate_cluster::node::MemberStatus;
 use serde::Deserialize;
@@ -208,11 +209,12 @@ async fn change(app: &App, request: MembersRequest) -> Answer {
 pub(super) async fn settings(State(app): Shared, body: Body) -> Answer {
     let settings: std::collections::BTreeMap<String, Value> = parse(&app, body).await?;
     primary(&app).await?;
-    for (name, value) in &settings {
+    for (before, (name, value)) in settings.iter().enumerate() {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        app.node.set(name, &value, deadline()).await?;
+        let set = app.node.set(name, &value, deadline()).await;
+        set.map_err(|e| if before == 0 { e } else { e.after_a_part() })?;
     }
-    let status = app.node.cluster_status().await?;
+    let status = app.node.cluster_status().await.map_err(NodeError::after_a_part)?;
     to_json(&json!({ "settings": status.settings }))
 }
 

@@ -142,7 +142,7 @@ impl From<Refusal> for Problem {
         let code = match refusal.status {
             400 => "bad_request",
             404 => "not_found",
-            410 => "session_expired",
+            410 if refusal.code == "session_expired" => "session_expired",
             413 => "too_large",
             429 => "overloaded",
             _ => "refused",

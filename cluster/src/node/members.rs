@@ -173,9 +173,10 @@ impl Inner {
         }
     }
 
-    /// Carries one operation out. On the primary.
+    /// Carries one operation out. On the primary. What it decides on is the membership that it saw: if another change
+    /// comes in between, it decides anew, unless its caller named the membership.
     pub(super) async fn change(&self, request: &MembersRequest) -> Result<MembersReply> {
-        let condition = match &request.if_membership {
+        let expected = match &request.if_membership {
             None => None,
             Some(text) => Some(parse_log_id(text).ok_or_else(|| {
                 let text = format!(
@@ -184,28 +185,34 @@ impl Inner {
                 NodeError::not_applied(Code::BadRequest, text)
             })?),
         };
-        if let Some(expected) = &condition {
-            self.check_unchanged(expected)?;
+        let begun = Instant::now();
+        loop {
+            let Some(seen) = *self.raft.metrics().borrow_watched().membership_config.log_id() else {
+                return Err(self.no_primary());
+            };
+            if expected.is_some_and(|expected| expected != seen) {
+                return Err(changed(Some(seen)));
+            }
+            match self.change_seen(request, seen).await {
+                Ok(()) => return Ok(self.members_reply()),
+                Err(e)
+                    if e.code == Code::Changed && expected.is_none() && begun.elapsed() < CHANGE_TIMEOUT =>
+                {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(e) => return Err(e),
+            }
         }
-        let condition = match request.op {
-            MemberOp::Transfer => condition,
-            _ => self.finish_half_done(condition).await?,
-        };
-        match request.op {
-            MemberOp::Promote => self.promote(&request.name, condition).await?,
-            MemberOp::Demote => self.demote(&request.name, condition).await?,
-            MemberOp::Remove => self.remove(&request.name, condition).await?,
-            MemberOp::Transfer => self.transfer(&request.name).await?,
-        }
-        Ok(self.members_reply())
     }
 
-    fn check_unchanged(&self, expected: &LogId) -> Result<()> {
-        let now = *self.raft.metrics().borrow_watched().membership_config.log_id();
-        if now.as_ref() == Some(expected) {
-            return Ok(());
+    async fn change_seen(&self, request: &MembersRequest, seen: LogId) -> Result<()> {
+        let name = &request.name;
+        match request.op {
+            MemberOp::Promote => self.promote(name, self.finish_half_done(seen).await?).await,
+            MemberOp::Demote => self.demote(name, self.finish_half_done(seen).await?).await,
+            MemberOp::Remove => self.remove(name, self.finish_half_done(seen).await?).await,
+            MemberOp::Transfer => self.transfer(name).await,
         }
-        Err(changed(now))
     }
 
     pub(super) fn members_reply(&self) -> MembersReply {
@@ -228,9 +235,9 @@ impl Inner {
         NodeError::not_applied(Code::NotFound, text)
     }
 
-    async fn promote(&self, name: &str, mut condition: Option<LogId>) -> Result<()> {
+    async fn promote(&self, name: &str, mut seen: LogId) -> Result<()> {
         if self.named(name).is_empty() {
-            condition = self.take_back(name, condition).await?;
+            seen = self.take_back(name, seen).await?;
         }
         let named = self.named(name);
         let mut voters = self.voters();
@@ -245,10 +252,10 @@ impl Inner {
         voters.retain(|voter| !named.contains(voter));
         voters.insert(id);
         self.check_quorum(&voters).await?;
-        self.submit(ChangeMembers::ReplaceAllVoters(voters), false, condition).await.map(drop)
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), false, Some(seen)).await.map(drop)
     }
 
-    async fn demote(&self, name: &str, condition: Option<LogId>) -> Result<()> {
+    async fn demote(&self, name: &str, seen: LogId) -> Result<()> {
         let named = self.named(name);
         if named.is_empty() {
             return Err(self.not_found(name));
@@ -261,10 +268,10 @@ impl Inner {
         }
         self.check_leaves(name, &voters).await?;
         self.leave_leadership(&named).await?;
-        self.submit(ChangeMembers::ReplaceAllVoters(voters), true, condition).await.map(drop)
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), true, Some(seen)).await.map(drop)
     }
 
-    async fn remove(&self, name: &str, condition: Option<LogId>) -> Result<()> {
+    async fn remove(&self, name: &str, mut seen: LogId) -> Result<()> {
         let named = self.named(name);
         if named.is_empty() {
             return Err(self.not_found(name));
@@ -273,16 +280,16 @@ impl Inner {
         let mut voters = self.voters();
         let before = voters.len();
         voters.retain(|voter| !named.contains(voter));
-        if voters.len() < before {
+        let voted = voters.len() < before;
+        if voted {
             self.check_leaves(name, &voters).await?;
             self.leave_leadership(&named).await?;
-            self.submit(ChangeMembers::ReplaceAllVoters(voters), false, condition).await?;
+            seen = self.submit(ChangeMembers::ReplaceAllVoters(voters), false, Some(seen)).await?;
         }
         let learners: BTreeSet<NodeId> = self.named(name);
         if !learners.is_empty() {
-            // After a removal of voters the compare-and-set has been done.
-            let condition = condition.filter(|_| self.voters().len() == before);
-            self.submit(ChangeMembers::RemoveNodes(learners), false, condition).await?;
+            let removed = self.submit(ChangeMembers::RemoveNodes(learners), false, Some(seen)).await;
+            removed.map_err(|e| if voted { e.after_a_part() } else { e })?;
         }
         let members = self.members();
         self.lanes.retain(|id| members.contains_key(id));

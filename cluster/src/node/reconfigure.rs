@@ -34,15 +34,15 @@ impl Inner {
     }
 
     /// Finishes a change that a primary left behind between its two steps: until then the voters are those of both
-    /// memberships. Gives the condition under which the caller's own change may follow.
-    pub(super) async fn finish_half_done(&self, condition: Option<LogId>) -> Result<Option<LogId>> {
+    /// memberships. `seen` is the membership's log id as the caller saw it; gives what it is now.
+    pub(super) async fn finish_half_done(&self, seen: LogId) -> Result<LogId> {
         let stored = self.raft.metrics().borrow_watched().membership_config.clone();
         let (Some(joint), [_, .., target]) =
             (*stored.log_id(), stored.membership().get_joint_config().as_slice())
         else {
-            return Ok(condition);
+            return Ok(seen);
         };
-        if condition.is_some_and(|expected| expected != joint) {
+        if seen != joint {
             return Err(changed(Some(joint)));
         }
         let membership = stored.membership();
@@ -53,8 +53,7 @@ impl Inner {
         let name = |id: &NodeId| membership.get_node(id).map(|info| &info.name);
         let replaced = leaving.into_iter().filter(|old| target.iter().any(|new| name(new) == name(old)));
         let finish = vec![Change::ReplaceAllVoters(target.clone()), Change::RemoveNodes(replaced.collect())];
-        let finished = self.submit(Change::Batch(finish), true, Some(joint)).await?;
-        Ok(condition.map(|_| finished))
+        self.submit(Change::Batch(finish), true, Some(joint)).await
     }
 
     /// One change, with its compare-and-set and time limit. Gives its log id.

@@ -85,17 +85,16 @@ impl Inner {
         Ok(Some(removal))
     }
 
-    /// Makes a removed server that still runs a learner again, with what it has. On the primary. Gives the condition
-    /// under which the caller's own change may follow.
-    pub(super) async fn take_back(&self, name: &str, condition: Option<LogId>) -> Result<Option<LogId>> {
+    /// Makes a removed server that still runs a learner again, with what it has, if the membership is still the one that
+    /// the caller saw. On the primary. Gives the membership's log id.
+    pub(super) async fn take_back(&self, name: &str, seen: LogId) -> Result<LogId> {
         let Some((id, info)) = self.strays.named(name) else {
             return Err(self.not_found(name));
         };
         self.check_name_free(&info, id)?;
         tracing::info!(node_id = id, %name, peer = %info.peer, "taking a removed server back");
         let back = ChangeMembers::AddNodes(BTreeMap::from([(id, info)]));
-        let done = self.submit(back, true, condition).await?;
-        Ok(condition.map(|_| done))
+        self.submit(back, true, Some(seen)).await
     }
 
     /// Notes what the cluster says of this server.

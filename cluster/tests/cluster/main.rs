@@ -4,6 +4,7 @@
 
 mod support;
 
+mod changes;
 mod elections;
 mod log;
 mod members;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use quorate_cluster::error::{Attempt, Code, NodeError};
 use quorate_cluster::message::{JoinRequest, MemberOp, MembersReply, MembersRequest, Request};
-use quorate_cluster::node::{Node, Timing, parse_cluster_id};
+use quorate_cluster::node::{Node, parse_cluster_id};
 use quorate_cluster::transport::TcpDial;
 use quorate_cluster::transport::frame::Route;
 use quorate_cluster::transport::lane::{CallError, Lane};
@@ -13,7 +13,7 @@ use quorate_cluster::transport::lane::{CallError, Lane};
 use crate::support::client::{Client, Load};
 use crate::support::{Cluster, Options, PATIENCE, eventually, tally, throughout, within};
 
-async fn change(
+pub(crate) async fn change(
     node: &Node,
     op: MemberOp,
     name: &str,
@@ -125,103 +125,6 @@ async fn a_wiped_server_comes_back_under_a_new_node_id_and_replaces_the_old_one(
     assert!(members.iter().all(|member| member.node_id != old && member.voter), "{members:?}");
     assert_eq!(tally::held(&cluster.node(&wiped), "hits"), 1);
     client.add().await;
-    cluster.finish().await;
-}
-
-/// Asks the primary for a change, and returns when the first of its two steps is with the other servers. The primary
-/// hears nothing of that, and nobody waits for the change any more.
-async fn begin(cluster: &Cluster, primary: &str, op: MemberOp, name: &str) {
-    // There and back, it is time enough to cut the answers off before the second step begins.
-    let way = Duration::from_millis(150);
-    let others = cluster.others(primary);
-    for other in &others {
-        cluster.net.delay(primary, other, way);
-        cluster.net.delay(other, primary, way);
-    }
-    let backup = others.iter().find(|other| *other != name).unwrap();
-    let before = cluster.status(primary).last_log;
-    let node = cluster.node(primary);
-    let membership = node.cluster_status().await.unwrap().membership;
-    let first_step = async {
-        eventually("the first step begins", async || cluster.status(primary).last_log > before).await;
-        others.iter().for_each(|other| cluster.net.cut(other, primary));
-        eventually("the first step arrives", async || cluster.status(backup).last_log > before).await;
-    };
-    tokio::select! {
-        done = change(&node, op, name, &membership) => panic!("done already: {done:?}"),
-        () = first_step => {}
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_whose_client_goes_away_is_not_left_half_done() {
-    let cluster = Cluster::start_with(Options::patient()).await;
-    let primary = cluster.primary().await;
-    let name = cluster.others(&primary).remove(1);
-    begin(&cluster, &primary, MemberOp::Demote, &name).await;
-    cluster.net.heal();
-    let node = cluster.node(&primary);
-    eventually("both steps are made", async || {
-        let status = node.cluster_status().await.unwrap();
-        !status.joint && status.members.iter().all(|member| member.voter == (member.info.name != name))
-    })
-    .await;
-    cluster.finish().await;
-}
-
-/// Kills the primary between the two steps of a change, and starts it again. Gives the primary, which knows of it.
-async fn leave_half_done(cluster: &Cluster, op: MemberOp, name: &str) -> Node {
-    let primary = cluster.primary().await;
-    begin(cluster, &primary, op, name).await;
-    cluster.net.isolate(&primary);
-    cluster.kill(&primary).await;
-    cluster.net.heal();
-    cluster.start(&primary).await;
-    let node = cluster.node(&cluster.primary().await);
-    assert!(node.cluster_status().await.unwrap().joint, "the new primary has finished it by itself");
-    node
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_that_was_left_half_done_is_finished_by_the_next_one() {
-    let cluster = Cluster::start_with(Options::patient()).await;
-    let name = cluster.others(&cluster.primary().await).remove(1);
-    let node = leave_half_done(&cluster, MemberOp::Demote, &name).await;
-    let error = change(&node, MemberOp::Demote, &name, "1-1").await.unwrap_err();
-    assert_eq!((error.code, error.attempt), (Code::Changed, Attempt::NotApplied), "{error:?}");
-    let joint = node.cluster_status().await.unwrap().membership;
-    let reply = change(&node, MemberOp::Demote, &name, &joint).await.unwrap();
-    assert_eq!((reply.voters.len(), &reply.learners), (2, &vec![name.clone()]), "{reply:?}");
-
-    // It may as well be taken back.
-    drop(node);
-    cluster.change(MemberOp::Promote, &name).await;
-    let name = cluster.others(&cluster.primary().await).remove(1);
-    let node = leave_half_done(&cluster, MemberOp::Remove, &name).await;
-    let joint = node.cluster_status().await.unwrap().membership;
-    let reply = change(&node, MemberOp::Promote, &name, &joint).await.unwrap();
-    assert_eq!((reply.voters.len(), reply.learners.len()), (3, 0), "{reply:?}");
-    eventually("all is settled", async || node.cluster_status().await.unwrap().settled).await;
-    cluster.finish().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_wiped_server_replaces_the_old_one_though_that_was_left_half_done() {
-    let ms = Duration::from_millis;
-    // Patient, but who is dead must be known to be before the new one gives up joining.
-    let timing = Timing { heartbeat: ms(100), election: (ms(600), ms(1000)) };
-    let mut cluster = Cluster::start_with(Options { timing, ..Options::default() }).await;
-    let wiped = cluster.others(&cluster.primary().await).remove(1);
-    let old = cluster.status(&wiped).node_id;
-    cluster.kill(&wiped).await;
-    cluster.wipe(&wiped);
-    cluster.start(&wiped).await;
-    eventually("it has caught up, as a learner", async || cluster.node(&wiped).ready()).await;
-    leave_half_done(&cluster, MemberOp::Promote, &wiped).await;
-    let reply = cluster.change(MemberOp::Promote, &wiped).await;
-    assert_eq!((reply.voters.len(), reply.learners.len()), (3, 0), "{reply:?}");
-    let members = cluster.node(&cluster.primary().await).cluster_status().await.unwrap().members;
-    assert!(members.iter().all(|member| member.node_id != old && member.voter), "{members:?}");
     cluster.finish().await;
 }
 

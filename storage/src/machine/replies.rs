@@ -37,6 +37,9 @@ const REPLIES: Table<(u64, u64), Bytes> = Table::new("replies");
 /// Sequence, hash of service and body, and the encoded outcome.
 type Kept<'a> = (u64, u64, &'a [u8]);
 
+/// The key of the row that holds it, by sequence.
+type Places = HashMap<u64, u64, foldhash::fast::RandomState>;
+
 /// At most so many sessions are newer than their rows.
 const UNSETTLED: usize = 4_096;
 
@@ -50,6 +53,9 @@ pub(super) struct Live {
     /// The replies of this entry's deltas.
     fresh: Vec<u8>,
     fresh_count: u32,
+    /// In which row, by its key, the open session keeps which sequence. Made when one is looked for among rows of
+    /// several: an entry may ask for thousands.
+    places: Option<Places>,
     buffer: Vec<u8>,
 }
 
@@ -92,7 +98,7 @@ impl Live {
         let body_hash = xxh3_64_with_seed(delta.body, service_hash);
         // Sequences mostly rise: only one that is not the highest so far can have been used before.
         if delta.sequence <= session.max_sequence
-            && let Some((hash, outcome)) = find(tables, delta, session, &self.fresh)?
+            && let Some((hash, outcome)) = find(tables, delta, session, &self.fresh, &mut self.places)?
         {
             return match hash == body_hash {
                 true => Ok(Admission::Answer(outcome)),
@@ -143,6 +149,7 @@ impl Live {
             self.fresh_count -= forgotten;
         }
         if session.rows > 0 {
+            self.places = None;
             forget_rows(tables, *id, session, before)?;
         }
         Ok(())
@@ -170,6 +177,7 @@ impl Live {
         self.unsettled.insert(id, session);
         self.fresh.clear();
         self.fresh_count = 0;
+        self.places = None;
         if self.unsettled.len() >= UNSETTLED {
             self.settle(tables)?;
         }
@@ -192,6 +200,7 @@ fn find(
     delta: &Delta<'_>,
     session: &Session,
     fresh: &[u8],
+    places: &mut Option<Places>,
 ) -> Result<Option<(u64, Outcome)>, CodecError> {
     let within = |list: &[u8]| {
         for kept in codec::items::<Kept<'_>>(list) {
@@ -214,15 +223,35 @@ fn find(
         found = within(&list)?;
     }
     if found.is_none() && session.blocks > 0 {
-        let mut searched = Ok(None);
-        let from = (delta.session, 0);
-        tables.range(&REPLIES, (Bound::Included(&from), Bound::Excluded(&own)), |_, list| {
-            searched = within(&list);
-            if matches!(searched, Ok(None)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        found = searched?;
+        let places = match places {
+            Some(places) => places,
+            None => places.insert(places_of(tables, delta.session)?),
+        };
+        if let Some(lowest) = places.get(&delta.sequence)
+            && let Some(list) = tables.get(&REPLIES, &(delta.session, *lowest))
+        {
+            found = within(&list)?;
+        }
     }
     Ok(found)
+}
+
+fn places_of(tables: &Tables<'_>, session: u64) -> Result<Places, CodecError> {
+    let (mut places, mut read) = (Places::default(), Ok(()));
+    let (from, to) = ((session, 0), (session, u64::MAX));
+    tables.range(&REPLIES, (Bound::Included(&from), Bound::Included(&to)), |(_, lowest), list| {
+        for kept in codec::items::<Kept<'_>>(&list) {
+            match kept {
+                Ok((sequence, ..)) => drop(places.insert(sequence, lowest)),
+                Err(error) => {
+                    read = Err(error);
+                    return ControlFlow::Break(());
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    read.map(|()| places)
 }
 
 /// Copies what is not acknowledged from `list`; counts the rest out of the session and returns how many they were.

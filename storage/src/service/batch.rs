@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::Service;
-use crate::codec;
+use super::erased::encode_command;
 
 /// Encoded commands, one behind the other.
 #[derive(Debug, Default)]
@@ -56,7 +56,7 @@ impl<'de, S: Service> Visitor<'de> for Items<'_, S> {
             if self.commands.ends.len() == self.most {
                 return Err(A::Error::invalid_length(self.most + 1, &self));
             }
-            codec::encode_into(&command.0, &mut self.commands.bytes);
+            encode_command::<S>(&command.0, &mut self.commands.bytes).map_err(A::Error::custom)?;
             self.commands.ends.push(self.commands.bytes.len());
         }
         Ok(())

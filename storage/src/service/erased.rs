@@ -127,8 +127,11 @@ impl<S: Service> ErasedService for S {
     fn command_from_tagged_json(&self, tagged: &str, out: &mut Vec<u8>) -> Result<(), BadRequest> {
         let command: S::Command =
             serde_json::from_str(tagged).map_err(|e| bad_request(without_position(&e)))?;
-        codec::encode_into(&command, out);
-        Ok(())
+        encode_command::<S>(&command, out).map_err(|e| {
+            let text =
+                format!("a service's command must be readable as it is stored, and this one's is not: {e}");
+            BadRequest::Fields(text)
+        })
     }
 
     fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands> {
@@ -175,6 +178,14 @@ impl<S: Service> ErasedService for S {
     }
 }
 
+/// Encodes a command behind what `out` holds. What is logged must be readable: serde's `untagged`, `flatten` and
+/// `skip_serializing_if` give what bincode cannot read back, and a log that holds it stops every server.
+pub(super) fn encode_command<S: Service>(command: &S::Command, out: &mut Vec<u8>) -> Result<(), CodecError> {
+    let start = out.len();
+    codec::encode_into(command, out);
+    codec::decode::<S::Command>(&out[start..]).map(drop)
+}
+
 /// Names go into JSON unescaped, so only words that need no escape pass.
 fn check_name(name: &str) -> Result<(), BadRequest> {
     let word = !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
@@ -204,4 +215,52 @@ fn without_position(error: &serde_json::Error) -> String {
 
 fn not_json(error: serde_json::Error) -> CodecError {
     CodecError::Malformed(format!("not representable as JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+
+    /// A mistake that the compiler does not see.
+    struct Careless;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum CarelessCommand {
+        Note {
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            text: Option<String>,
+        },
+    }
+
+    impl Service for Careless {
+        const NAME: &'static str = "careless";
+        type Command = CarelessCommand;
+        type Reply = ();
+        type Query = ();
+        type Answer = ();
+
+        fn apply(&self, _: &mut Tables<'_>, _: &mut Context<'_>, _: CarelessCommand) -> Result<(), Refusal> {
+            Ok(())
+        }
+
+        fn query(&self, _: &View<'_>, _: &QueryContext, (): ()) -> Result<(), Refusal> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_command_that_could_not_be_read_back_is_not_logged() {
+        let good = Careless.command_from_json("note", br#"{"text":"hello"}"#).unwrap();
+        assert!(Careless.knows(&good));
+        let error = Careless.command_from_json("note", b"{}").unwrap_err();
+        assert!(error.to_string().contains("must be readable as it is stored"), "{error}");
+        let batch =
+            |items: &str| Careless.batch_from_json(&format!("[{items}]"), 2).map(|batch| batch.ends.len());
+        let good = r#"{"careless":{"note":{"text":"hello"}}}"#;
+        assert_eq!(batch(&format!("{good},{good}")), Some(2));
+        assert_eq!(batch(&format!(r#"{good},{{"careless":{{"note":{{}}}}}}"#)), None);
+    }
 }
