@@ -29,7 +29,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
-use super::{App, gateway, problem};
+use super::{App, gateway, problem, query};
 
 /// Connections at once, if the system allows so many open files; a third of what it allows is for peers.
 const MAX_CONNECTIONS: usize = 4096;
@@ -201,7 +201,7 @@ async fn answer(app: &App, router: Router, request: Request<Body>) -> Response {
     let uri = request.uri().clone();
     let answered = match (request.method(), gateway::named(app, &uri)) {
         (&Method::POST, Some((service, name))) => gateway::run(app, service, name, request).await,
-        (&Method::GET, Some((service, name))) => gateway::ask(app, service.name(), name, uri.query()).await,
+        (&Method::GET, Some((service, name))) => query::ask(app, service.name(), name, uri.query()).await,
         _ => {
             let Ok(response) = router.oneshot(request).await;
             return problem::unify(response).await;

@@ -9,6 +9,7 @@ mod connections;
 mod gateway;
 mod metrics;
 mod problem;
+mod query;
 mod sessions;
 mod watch;
 
@@ -84,7 +85,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/cluster/transfer", post(cluster::transfer))
         .route("/v1/cluster/settings", post(cluster::settings))
         .route("/v1/cluster/snapshot", post(cluster::snapshot))
-        .route("/v1/{service}/{name}", post(gateway::command).get(gateway::query))
+        .route("/v1/{service}/{name}", post(gateway::command).get(query::get))
         .route("/healthz", get(cluster::healthz))
         .route("/readyz", get(cluster::readyz))
         .route("/metrics", get(metrics::metrics))
