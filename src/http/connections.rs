@@ -1,6 +1,6 @@
-//! Connections: how many there are, and which ones go: those of clients that do not say anything for too long, and, when
-//! there are too many, the one that has waited longest for its client's next request. So clients that open connections
-//! and say nothing, or half of something, keep nobody out.
+//! Connections: how many there are, and which ones go: those of clients that do not say anything for too long, or do not
+//! take what is sent to them, and, when there are too many, the one that has waited longest for its client's next request.
+//! So clients that open connections and say nothing, or half of something, or watch and read nothing, keep nobody out.
 //!
 //! All of that is done from outside, by whoever accepts: a connection itself looks at no clock and waits for nothing but
 //! its client, because what it does it does for each request.
@@ -29,6 +29,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
+use super::stalls::{Noted, Stall};
 use super::{App, gateway, problem, query};
 
 /// Connections at once, if the system allows so many open files; a third of what it allows is for peers.
@@ -39,6 +40,8 @@ const MANY: usize = 80;
 const TICK: Duration = Duration::from_secs(1);
 /// From a connection's opening, or the last reply, to the end of the next request's header.
 const HEADER_TICKS: u64 = 60;
+/// A client that takes no byte of an answer for so long is gone, as far as one can tell.
+const STALL_TICKS: u64 = 20;
 /// At the end, requests that are under way have this long.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// A tick, at the end: so long may the last bytes of an answer be on their way to a client that reads slowly.
@@ -163,6 +166,7 @@ impl Drop for Counted {
 
 async fn connection(stream: TcpStream, app: Arc<App>, router: Router, line: OpenLine) {
     let _ = stream.set_nodelay(true);
+    let stream = Noted { stream, stall: Arc::clone(&line.line.stall) };
     let line = Arc::new(line);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let under_way = UnderWay::begin(&line);
@@ -236,6 +240,7 @@ struct Line {
     requests: AtomicUsize,
     /// The tick of its opening, or of the last answer.
     idle_since: AtomicU64,
+    stall: Arc<Stall>,
 }
 
 const ENDED: usize = 1 << 32;
@@ -306,11 +311,13 @@ impl Lines {
         }
     }
 
-    /// A tick has passed: those end whose client has not said anything for too long.
+    /// A tick has passed: those end whose client has not said anything, or has taken nothing, for too long.
     fn end_silent(&self) {
         let now = self.ticks.fetch_add(1, Ordering::Relaxed) + 1;
         for (line, task) in self.all().values() {
-            if line.idle_since.load(Ordering::Relaxed) + HEADER_TICKS < now {
+            if line.stall.tick(STALL_TICKS) {
+                task.abort();
+            } else if line.idle_since.load(Ordering::Relaxed) + HEADER_TICKS < now {
                 line.end_idle(task);
             }
         }

@@ -11,6 +11,7 @@ mod metrics;
 mod problem;
 mod query;
 mod sessions;
+mod stalls;
 mod watch;
 
 use std::io;

@@ -139,6 +139,30 @@ async fn half_open_connections_hold_up_nobody() {
     assert!(stopping.elapsed() < Duration::from_secs(8), "it took {:?} to stop", stopping.elapsed());
 }
 
+/// A client that asks and takes no answer keeps its place, and the memory of its answers, for a while only.
+#[tokio::test]
+async fn who_takes_no_answer_is_hung_up_on() {
+    let cluster = Cluster::start(1).await;
+    let url = format!("{}/v1/register/set", cluster.url("S1"));
+    for name in 0..8 {
+        let text = json!({"name": format!("r{name}"), "text": "x".repeat(250_000)});
+        cluster.http.post(&url, &text).await.expect("a reply");
+    }
+    let mut deaf =
+        Connection::open(&cluster.server("S1").listen.address()).await.expect("the kernel takes it");
+    for _ in 0..64 {
+        deaf.send(b"GET /v1/register/list HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+    }
+    // Its end shows in that nothing can be sent any more: what there is to read is not read.
+    cluster
+        .until("the connection is ended", async || match deaf.send(b"\r\n").await {
+            Ok(()) => Err("it is open".to_owned()),
+            Err(_) => Ok(()),
+        })
+        .await;
+    check_serves(&cluster).await;
+}
+
 /// A server that may open few files takes fewer connections, and can still open the files that it needs.
 #[tokio::test]
 async fn few_files_are_no_reason_to_stop() {
