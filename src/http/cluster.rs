@@ -225,7 +225,7 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
     }
     let (path, meta) = app.node.state().snapshot_file().await.map_err(|e| match e.kind() {
         std::io::ErrorKind::StorageFull => {
-            Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}"))
+            Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}")).retry_after(1000)
         }
         std::io::ErrorKind::InvalidData => {
             app.node.fail(&e);

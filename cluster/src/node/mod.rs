@@ -36,7 +36,6 @@ use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, RwLock, watch};
 
-use self::incoming::Incoming;
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
 pub use self::log_view::{LogPage, LoggedDelta};
@@ -154,7 +153,6 @@ struct Inner {
     writing: RwLock<()>,
     /// Held by the one change of the membership that is being made, from its first step to its last.
     changing: Arc<Mutex<()>>,
-    incoming: Incoming,
     reads: ReadIndexer,
     /// Held by who reads a page of the log.
     log_pages: Arc<Mutex<()>>,
@@ -204,6 +202,7 @@ impl Node {
             PeerNetwork { dial: Arc::clone(&options.dial), addresses: addresses.clone(), cluster, node: id };
         let config = raft_config(&options, &disk.identity.cluster_id)?;
         let state = disk.state;
+        state.keep_free(options.disk_reserve);
         state.replay().await.map_err(StartError::Replay)?;
         let raft = Raft::new(id, config, network, disk.log, StateMachine::new(state.clone()))
             .await
@@ -227,7 +226,6 @@ impl Node {
             batcher,
             writing: RwLock::default(),
             changing: Arc::default(),
-            incoming: Incoming::default(),
             reads,
             log_pages: Arc::default(),
             clock: options.clock,
