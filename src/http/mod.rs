@@ -10,6 +10,7 @@ mod gateway;
 mod metrics;
 mod problem;
 mod sessions;
+pub(crate) mod starting;
 mod watch;
 
 use std::io;

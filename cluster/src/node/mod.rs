@@ -186,7 +186,11 @@ impl Node {
         if !node_disk::inhabited(&options.dir)? {
             join::join(&options).await?;
         }
-        let disk = node_disk::open(&options.dir, options.registry.clone(), &options.log)?;
+        let (dir, registry, log) = (options.dir.clone(), options.registry.clone(), options.log.clone());
+        // It reads all tables: whoever asks this process meanwhile whether it is alive is not to wait for that.
+        let disk = tokio::task::spawn_blocking(move || node_disk::open(&dir, registry, &log))
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))??;
         if disk.identity.name != options.info.name {
             return Err(StartError::WrongName {
                 dir: options.dir.display().to_string(),
