@@ -104,6 +104,10 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
     let url = args.advertise.unwrap_or(format!("http://{}", bound(&listener)?));
     let peer = args.peer_advertise.unwrap_or(bound(&peer_listener)?.to_string());
     let info = NodeInfo { name: args.name, url, peer, witness: false };
+    let doing = match node_disk::inhabited(&args.data)? {
+        true => "reads its state and applies its log again",
+        false => "is still joining its cluster",
+    };
     let starting = Node::start(NodeOptions {
         dir: args.data,
         info,
@@ -119,6 +123,7 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
     });
     let node = tokio::select! {
         node = starting => node?,
+        never = http::starting::answer(&listener, doing) => match never {},
         // Still joining: there is nothing to hand over yet.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),

@@ -115,6 +115,47 @@ async fn wait_alive(server: &Server) {
     }
 }
 
+/// Whoever asks whether it is alive must not kill it for waiting, nor send it requests.
+#[tokio::test]
+async fn a_server_that_finds_nobody_to_join_is_alive_and_not_ready() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Server::new("S2", dir.path());
+    server.start("127.0.0.1:1", &[]);
+    let (http, url) = (support::http::Http::new(), server.url());
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(e) = http.ok(&format!("{url}/healthz")).await {
+        assert!(server.ended().is_none() && Instant::now() < deadline, "{e}\n{}", server.tail());
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let request = |head: &str, body: &str| {
+        format!("{head} HTTP/1.1\r\nhost: q\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    };
+    let heads =
+        ["GET /readyz", "GET /v1/status", "GET /v1/cluster", "GET /v1/watch", "GET /metrics", "GET /"];
+    let mut requests: Vec<String> = heads.iter().map(|head| request(head, "")).collect();
+    requests.push(request("POST /v1/counter/add", r#"{"amount":1}"#));
+    for request in requests {
+        let answer = support::wire::exchange(&server.listen.address(), request.as_bytes()).await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status, 503, "{request}: {answer:?}");
+        assert_eq!(answer.header("content-type"), Some("application/problem+json"), "{answer:?}");
+        let problem = answer.json();
+        assert_eq!((&problem["code"], &problem["outcome"]), (&"not_ready".into(), &"not_applied".into()));
+        assert!(problem["detail"].as_str().is_some_and(|detail| detail.contains("joining")), "{problem}");
+    }
+    // Connections that say nothing keep nobody out for long, and a signal is heard.
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(support::wire::Connection::open(&server.listen.address()).await.expect("a connection"));
+    }
+    http.ok(&format!("{url}/healthz")).await.expect("still alive");
+    server.signal("TERM");
+    while server.ended().is_none() {
+        assert!(Instant::now() < deadline, "it does not end\n{}", server.tail());
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
 /// Before anything is written.
 #[tokio::test]
 async fn a_name_and_addresses_of_no_use_are_usage() {

@@ -182,3 +182,67 @@ async fn without_room_anywhere_every_server_says_so() {
         }
     }
 }
+
+/// Free space is above the reserve, and the snapshot is larger than what lies between: it is neither sent nor written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_larger_than_the_room_waits_for_room() {
+    let Some(mount) = small_disk("a_snapshot_larger_than_the_room_waits_for_room") else { return };
+    let places = BTreeMap::from([("S1".to_owned(), mount.path())]);
+    let flags = ["--disk-reserve", &RESERVE.to_string(), "--log-keep", "10"].map(str::to_owned).to_vec();
+    let cluster = Cluster::with(Setup { flags, places, ..Setup::default() }).await;
+    cluster.kill9("S1");
+    let (registers, value) = (120, accepted(&cluster, "S2").await);
+    for n in 0..registers {
+        // Of random letters: the tables are compressed.
+        let text: String = (0..250 << 10).map(|_| rand::random_range('0'..='z')).collect();
+        let body = json!({"name": format!("r{n}"), "text": text});
+        let url = format!("{}/v1/register/set", cluster.url("S2"));
+        cluster
+            .until("a register is set", async || match cluster.http.post(&url, &body).await?.status {
+                200 => Ok(()),
+                status => Err(status.to_string()),
+            })
+            .await;
+    }
+    for name in ["S2", "S3"] {
+        cluster.until_purged(name, value as u64 + 20).await;
+    }
+    let room = RESERVE + 20 * MIB;
+    mount.fill(room);
+    cluster.wipe("S1");
+    cluster.start_server("S1");
+    // Offered again and again; meanwhile nothing of it fills the disk, and the server is well.
+    let refused = || cluster.server("S1").log().matches("no room for a snapshot").count();
+    cluster
+        .until("S1 refuses the snapshot", async || {
+            assert!(mount.free() > RESERVE, "the snapshot takes the reserve");
+            match refused() {
+                0 | 1 => Err(format!("it was refused {} times", refused())),
+                _ => Ok(()),
+            }
+        })
+        .await;
+    cluster.http.ok(&format!("{}/healthz", cluster.url("S1"))).await.expect("it is alive");
+    assert_eq!(snapshot_files(&cluster), [] as [String; 0]);
+    accepted(&cluster, "S2").await;
+    mount.empty();
+    cluster.settle("S1").await;
+    let value = accepted(&cluster, "S1").await;
+    // Nor does it write one of its own; writes are taken meanwhile.
+    mount.fill(room);
+    let url = format!("{}/v1/cluster/snapshot", cluster.url("S1"));
+    let answer = cluster.http.post(&url, &json!({})).await.expect("an answer");
+    assert_eq!(answer.status, 507, "{answer:?}");
+    check_problem(&answer.json());
+    assert_eq!(snapshot_files(&cluster), [] as [String; 0]);
+    assert_eq!(accepted(&cluster, "S1").await, value + 1);
+    mount.empty();
+    let answer = cluster.http.post(&url, &json!({})).await.expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    cluster.equal_hashes().await;
+}
+
+fn snapshot_files(cluster: &Cluster) -> Vec<String> {
+    let files = std::fs::read_dir(cluster.server("S1").data.join("snapshots")).into_iter().flatten();
+    files.map(|file| file.expect("a file").file_name().to_string_lossy().into_owned()).collect()
+}

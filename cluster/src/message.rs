@@ -58,6 +58,9 @@ pub enum Request {
     /// This node was removed from the membership: it is to ask. An older build takes this for malformed, and asks when it
     /// misses the primary.
     Removed,
+    /// Is there room for a snapshot of so many bytes? An older build takes this for malformed, and gets no snapshot before
+    /// it is upgraded.
+    Offer(u64),
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -91,6 +94,8 @@ pub enum Reply {
     Clock(Millis),
     /// To `Removed`.
     Removed,
+    /// To `Offer`: there is.
+    Offer,
 }
 
 /// A piece of a snapshot file; pieces of one transfer come in order over one lane.

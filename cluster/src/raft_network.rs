@@ -24,6 +24,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::error::Code;
 use crate::message::{Reply, Request, SnapshotChunk};
 use crate::transport::frame::{ClusterId, Kind, Route};
 use crate::transport::lane::{CallError, Lane, PendingReply};
@@ -42,6 +43,8 @@ const SNAPSHOT_CHUNK: usize = 1 << 20;
 /// For a piece of a snapshot; the last one is answered when all is installed.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(10);
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(300);
+/// Between attempts while a disk, here or there, has no room for a snapshot: each of them reads all rows.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
 /// Where the members are. openraft keeps a link for as long as it leads, with the address of its beginning; a server
 /// that moves announces itself, and links find it here when they dial anew.
@@ -260,6 +263,21 @@ where
 }
 
 impl Link {
+    /// Asks whether the peer has room for a snapshot of so many bytes, before any of them is sent.
+    async fn offer(&self, bytes: u64) -> Result<(), StreamingError<TypeConfig>> {
+        let reply = self.lane.call(&Request::Offer(bytes), CHUNK_TIMEOUT).await;
+        if let Err(CallError::Peer(e)) = &reply
+            && e.code == Code::DiskFull
+        {
+            tracing::warn!(to = self.target, error = %e, "a snapshot is refused");
+            tokio::time::sleep(NO_ROOM_PAUSE).await;
+        }
+        match reply.map_err(|e| streaming(self.error(RPCTypes::InstallSnapshot, e)))? {
+            Reply::Offer => Ok(()),
+            _ => Err(streaming(self.unexpected())),
+        }
+    }
+
     /// Sends the file of the last flush, which may be newer than what openraft asked for: the
     /// receiver takes its position from the file.
     async fn send_snapshot(
@@ -272,9 +290,17 @@ impl Link {
             return Err(Unreachable::from_string("a received snapshot is not handed on").into());
         };
         let unreadable = |e: std::io::Error| Unreachable::from_string(format!("snapshot: {e}"));
-        let (path, meta) = state.snapshot_file().await.map_err(unreadable)?;
+        let written = state.snapshot_file().await;
+        if let Err(e) = &written
+            && e.kind() == io::ErrorKind::StorageFull
+        {
+            tracing::warn!(to = self.target, error = %e, "a snapshot is not sent");
+            tokio::time::sleep(NO_ROOM_PAUSE).await;
+        }
+        let (path, meta) = written.map_err(unreadable)?;
         let mut file = tokio::fs::File::open(&path).await.map_err(unreadable)?;
         let size = file.metadata().await.map_err(unreadable)?.len();
+        self.offer(size).await?;
         tracing::info!(to = self.target, revision = meta.revision, bytes = size, "sending a snapshot");
         // The node id keeps transfers of different primaries apart.
         let transfer = self.node << 32 | TRANSFERS.fetch_add(1, Ordering::Relaxed) & u64::from(u32::MAX);
@@ -287,7 +313,7 @@ impl Link {
             let chunk = SnapshotChunk { transfer, vote, offset, bytes: Bytes::from(bytes), last };
             let limit = if last { INSTALL_TIMEOUT } else { CHUNK_TIMEOUT };
             let reply = self.lane.call(&Request::Snapshot(chunk), limit).await;
-            if last && matches!(reply, Err(CallError::Peer(_))) {
+            if last && matches!(&reply, Err(CallError::Peer(e)) if e.code != Code::DiskFull) {
                 // The receiver checks the file: should ours be damaged, the next attempt writes a new one.
                 let _ = tokio::fs::remove_file(&path).await;
             }

@@ -227,7 +227,7 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
     }
     let (path, meta) = app.node.state().snapshot_file().await.map_err(|e| match e.kind() {
         std::io::ErrorKind::StorageFull => {
-            Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}"))
+            Problem::new(507, "disk_full", format!("the snapshot cannot be written: {e}")).retry_after(1000)
         }
         std::io::ErrorKind::InvalidData => {
             app.node.fail(&e);
@@ -249,6 +249,10 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
 
 /// `GET /healthz`: the process works. A missing primary is no reason to restart it.
 pub(super) async fn healthz() -> Response {
+    alive()
+}
+
+pub(super) fn alive() -> Response {
     "ok\n".into_response()
 }
 

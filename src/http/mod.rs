@@ -12,6 +12,7 @@ mod problem;
 mod query;
 mod sessions;
 mod stalls;
+pub(crate) mod starting;
 mod watch;
 
 use std::io;

@@ -56,6 +56,19 @@ pub(crate) fn sync_tree(dir: &Path) -> io::Result<()> {
     sync_dir(dir)
 }
 
+/// Cuts all files below `dir` to nothing.
+pub(crate) fn empty_tree(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            empty_tree(&entry.path())?;
+        } else {
+            File::options().write(true).truncate(true).open(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens what another process may have locked; says `WouldBlock` only when that lasts.
 ///
 /// sled starts the command `sync` when it opens, and until that process has become it, it holds the

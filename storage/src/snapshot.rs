@@ -27,10 +27,32 @@ const MAX_FRAME_BYTES: usize = 80 << 20;
 /// The caller sees to it that no flush runs meanwhile.
 ///
 /// # Errors
-/// As the disk gives them; `InvalidData` when the rows do not have the hash that `meta` names.
+/// As the disk gives them; `InvalidData` when the rows do not have the hash that `meta` names. Then nothing is left.
 pub fn write(path: &Path, base: &Base, meta: &FlushMeta) -> io::Result<()> {
     let temp = path.with_extension("tmp");
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&temp)?);
+    let written = write_rows(&temp, base, meta).and_then(|()| std::fs::rename(&temp, path));
+    if written.is_err() {
+        // It takes room that others may need; the error says more than one of the removal would.
+        let _ = std::fs::remove_file(&temp);
+    }
+    written?;
+    files::sync_parent(path)
+}
+
+/// About how many bytes [`write`] would write: the rows are counted, because in the store they are compressed, and what
+/// was deleted may still take room there.
+///
+/// # Errors
+/// When a row cannot be read.
+pub fn size(base: &Base) -> io::Result<u64> {
+    base.range(Bound::Unbounded, Bound::Unbounded).try_fold(0, |sum, row| {
+        let (key, value) = row?;
+        Ok(sum + (key.len() + value.len() + 2 * size_of::<u32>()) as u64)
+    })
+}
+
+fn write_rows(path: &Path, base: &Base, meta: &FlushMeta) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
     out.write_all(MAGIC)?;
     write_frame(&mut out, &codec::encode(meta))?;
     let mut frame = Vec::with_capacity(FRAME_BYTES * 2);
@@ -53,9 +75,7 @@ pub fn write(path: &Path, base: &Base, meta: &FlushMeta) -> io::Result<()> {
     }
     write_frame(&mut out, &[])?;
     let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()?;
-    std::fs::rename(&temp, path)?;
-    files::sync_parent(path)
+    file.sync_all()
 }
 
 /// Reads the position of a snapshot.

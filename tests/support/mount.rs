@@ -35,6 +35,8 @@ impl Mount {
     /// Fills the disk with a file until so many bytes are left, as somebody else's log would.
     pub(crate) fn fill(&self, left: u64) {
         let mut file = File::create(self.filler()).expect("a file on the small disk");
+        // The room of files that were removed a moment ago comes back with the journal's next commit.
+        run("sync", &["-f"], &[&self.path()]).expect("the removals on disk");
         let chunk = vec![7; 256 << 10];
         while self.free() > left + chunk.len() as u64 {
             file.write_all(&chunk).expect("room for the filling");
@@ -51,7 +53,7 @@ impl Mount {
         self.path().join("filling")
     }
 
-    fn free(&self) -> u64 {
+    pub(crate) fn free(&self) -> u64 {
         quorate_storage::node_disk::free_bytes(&self.path()).expect("what is free on the small disk")
     }
 }

@@ -69,6 +69,11 @@ impl Connection {
         }
     }
 
+    /// Takes up to so many bytes; how many came.
+    pub(crate) async fn take(&mut self, most: usize) -> io::Result<usize> {
+        timeout(PATIENCE, self.stream.read(&mut vec![0; most])).await?
+    }
+
     /// The head of a response whose body has no end.
     pub(crate) async fn head(&mut self) -> io::Result<String> {
         let mut bytes = Vec::new();

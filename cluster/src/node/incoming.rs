@@ -1,16 +1,15 @@
-//! Snapshots that are sent here: received piece by piece, checked, and given to openraft.
+//! Snapshots that are sent here: received piece by piece, built beside the state, and given to openraft.
+//!
+//! openraft takes a failed install for a failed disk and stops the node. So all that can fail for want of room, or because
+//! the file is damaged, is done before openraft hears of the snapshot: then this server goes on as it was.
 
-use std::collections::HashSet;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
 
 use openraft::raft::SnapshotResponse;
 use openraft::type_config::alias::SnapshotOf;
 use quorate_storage::raft_types::{SnapshotMeta, TypeConfig, Vote};
-use quorate_storage::snapshot;
 use quorate_storage::state_machine::SnapshotHandle;
-use quorate_storage::tables::base::FlushMeta;
 
 use super::Inner;
 use crate::error::{Code, NodeError};
@@ -18,102 +17,94 @@ use crate::message::SnapshotChunk;
 
 type Result<T> = std::result::Result<T, NodeError>;
 
-/// The files that openraft has been given. To it, one that is missing is a failed disk, and it stops the node: so
-/// nobody else touches them.
-#[derive(Clone, Default)]
-pub(super) struct Incoming {
-    installing: Arc<Mutex<HashSet<PathBuf>>>,
+/// When a server without room for a snapshot is to be asked again.
+const NO_ROOM_RETRY_MS: u64 = 5_000;
+
+fn store(file: &Path, chunk: &SnapshotChunk) -> io::Result<()> {
+    let mut out = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(file)?;
+    if chunk.offset == 0 {
+        out.set_len(0)?;
+        remove_incoming(file.parent(), Some(file))?;
+    }
+    if out.seek(SeekFrom::End(0))? != chunk.offset {
+        return Err(io::Error::other("a piece is missing"));
+    }
+    out.write_all(&chunk.bytes)?;
+    if chunk.last { out.sync_all() } else { Ok(()) }
 }
 
-impl Incoming {
-    fn installing(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.installing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn store(&self, file: &Path, chunk: &SnapshotChunk) -> io::Result<()> {
-        let installing = self.installing();
-        if installing.contains(file) {
-            return Err(io::Error::other("a snapshot of this number is being installed"));
-        }
-        let mut out = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(file)?;
-        if chunk.offset == 0 {
-            out.set_len(0)?;
-            remove_others(file, &installing)?;
-        }
-        drop(installing);
-        if out.seek(SeekFrom::End(0))? != chunk.offset {
-            return Err(io::Error::other("a piece is missing"));
-        }
-        out.write_all(&chunk.bytes)?;
-        if chunk.last { out.sync_all() } else { Ok(()) }
-    }
-
-    /// Checks what came; from here on the file is openraft's, until [`Incoming::installed`].
-    fn give(&self, file: &Path) -> io::Result<FlushMeta> {
-        let meta = snapshot::verify(file)?;
-        let mut installing = self.installing();
-        if !file.try_exists()? {
-            return Err(io::Error::other("another snapshot has come meanwhile"));
-        }
-        installing.insert(file.to_owned());
-        Ok(meta)
-    }
-
-    fn installed(&self, file: &Path) {
-        // Still there if it was not needed after all.
-        let _ = std::fs::remove_file(file);
-        self.installing().remove(file);
-    }
-}
-
-/// What interrupted transfers left would fill the disk.
-fn remove_others(current: &Path, installing: &HashSet<PathBuf>) -> io::Result<()> {
-    let Some(dir) = current.parent() else { return Ok(()) };
+/// What interrupted or refused transfers left would fill the disk. One that is under way begins again.
+fn remove_incoming(dir: Option<&Path>, keep: Option<&Path>) -> io::Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         let incoming = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("incoming-"));
-        if incoming && path != current && !installing.contains(&path) {
+        if incoming && Some(&*path) != keep {
             std::fs::remove_file(path)?;
         }
     }
     Ok(())
 }
 
+fn failed(error: io::Error) -> NodeError {
+    match error.kind() {
+        io::ErrorKind::StorageFull => {
+            NodeError::not_applied(Code::DiskFull, error.to_string()).retry_after(NO_ROOM_RETRY_MS)
+        }
+        _ => NodeError::not_applied(Code::Failed, format!("the snapshot cannot be stored: {error}")),
+    }
+}
+
 impl Inner {
+    /// Whether a snapshot of so many bytes may be sent here: there must be room for the file, and for the tables that are
+    /// built from it.
+    pub(super) fn offered(&self, bytes: u64) -> Result<()> {
+        self.state.check_room(bytes.saturating_mul(2)).map_err(|e| self.no_snapshot(e))
+    }
+
     /// Takes a piece of a snapshot; installs the file when it was the last one.
     pub(super) async fn take_chunk(&self, chunk: SnapshotChunk) -> Result<Option<Vote>> {
-        let failed = |e: io::Error| {
-            NodeError::not_applied(Code::Failed, format!("the snapshot cannot be stored: {e}"))
-        };
-        if self.disk.is_nearly_full() {
-            return Err(self.disk.error());
-        }
         let path = self.state.incoming_file(chunk.transfer).map_err(failed)?;
         let (vote, last) = (chunk.vote, chunk.last);
-        let (incoming, file) = (self.incoming.clone(), path.clone());
-        // openraft takes a failed install for a failed disk and stops the node, so what came is checked before.
+        let (state, file) = (self.state.clone(), path.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            incoming.store(&file, &chunk)?;
-            if last { incoming.give(&file).map(Some) } else { Ok(None) }
+            // Others may have filled the disk since the offer.
+            state.check_room(chunk.bytes.len() as u64)?;
+            store(&file, &chunk)
         });
-        let Some(meta) = stored.await.map_err(|e| failed(io::Error::other(e)))?.map_err(failed)? else {
+        stored.await.map_err(io::Error::other).flatten().map_err(|e| self.no_snapshot(e))?;
+        if !last {
             return Ok(None);
-        };
+        }
+        let built = self.state.build(path).await.map_err(|e| self.no_snapshot(e))?;
+        let meta = built.meta();
         tracing::info!(revision = meta.revision, "installing a snapshot");
-        let meta = SnapshotMeta { last_log_id: meta.applied, last_membership: meta.membership };
+        let meta = SnapshotMeta { last_log_id: meta.applied, last_membership: meta.membership.clone() };
         let snapshot: SnapshotOf<TypeConfig, SnapshotHandle> =
-            openraft::storage::Snapshot { meta, snapshot: SnapshotHandle::Received(path.clone()) };
+            openraft::storage::Snapshot { meta, snapshot: SnapshotHandle::Received(built) };
         let SnapshotResponse { vote } =
             self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| self.fatal(e))?;
-        self.incoming.installed(&path);
         Ok(Some(vote))
+    }
+
+    /// A snapshot is refused. Where the disk is full, what has come of it goes: it may be what fills the disk.
+    fn no_snapshot(&self, error: io::Error) -> NodeError {
+        if error.kind() == io::ErrorKind::StorageFull {
+            tracing::warn!(%error, "a snapshot is refused");
+            match remove_incoming(Some(&self.state.snapshots_dir()), None) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(error = %e, "what has come of it cannot be removed");
+                }
+                _ => {}
+            }
+        }
+        failed(error)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use quorate_storage::tables::base::Base;
 
     use super::*;
 
@@ -123,28 +114,18 @@ mod tests {
     }
 
     #[test]
-    fn a_new_transfer_removes_what_was_interrupted_and_nothing_that_is_being_installed() {
+    fn a_new_transfer_removes_what_was_interrupted() {
         let dir = tempfile::tempdir().unwrap();
-        let sent = dir.path().join("sent.snapshot");
-        let base = Base::open(&dir.path().join("base")).unwrap();
-        snapshot::write(&sent, &base, &FlushMeta::default()).unwrap();
-        let bytes = std::fs::read(&sent).unwrap();
-
-        let incoming = Incoming::default();
-        let files: Vec<_> = (1..5).map(|n| dir.path().join(format!("incoming-{n}.tmp"))).collect();
-        let [old, superseded, interrupted, new] = &files[..] else { unreachable!() };
-        incoming.store(old, &piece(&bytes, true)).unwrap();
-        incoming.give(old).unwrap();
-        incoming.store(superseded, &piece(&bytes, true)).unwrap();
-        incoming.store(interrupted, &piece(b"half", false)).unwrap();
-        incoming.give(superseded).unwrap_err();
-        incoming.store(new, &piece(b"a piece", false)).unwrap();
-        assert_eq!(files.iter().map(|file| file.exists()).collect::<Vec<_>>(), [true, false, false, true]);
-        // Nor does one that has the same number, of a primary that was started again.
-        incoming.store(old, &piece(b"a piece", false)).unwrap_err();
-        assert_eq!(std::fs::read(old).unwrap(), bytes);
-        incoming.installed(old);
-        assert!(!old.exists());
-        incoming.store(old, &piece(b"a piece", false)).unwrap();
+        let [interrupted, new] = [1, 2].map(|n| dir.path().join(format!("incoming-{n}.tmp")));
+        let backup = dir.path().join("backup.snapshot");
+        std::fs::write(&backup, "kept").unwrap();
+        store(&interrupted, &piece(b"half", false)).unwrap();
+        store(&new, &piece(b"a piece", false)).unwrap();
+        assert!(!interrupted.exists() && backup.exists());
+        // And one of the same number, of a primary that was started again, begins anew.
+        store(&new, &piece(b"another", true)).unwrap();
+        assert_eq!(std::fs::read(&new).unwrap(), b"another");
+        remove_incoming(Some(dir.path()), None).unwrap();
+        assert!(!new.exists() && backup.exists());
     }
 }

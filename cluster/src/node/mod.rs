@@ -36,7 +36,6 @@ use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, RwLock, watch};
 
-use self::incoming::Incoming;
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
 pub use self::log_view::{LogPage, LoggedDelta};
@@ -154,7 +153,6 @@ struct Inner {
     writing: RwLock<()>,
     /// Held by the one change of the membership that is being made, from its first step to its last.
     changing: Arc<Mutex<()>>,
-    incoming: Incoming,
     reads: ReadIndexer,
     /// Held by who reads a page of the log.
     log_pages: Arc<Mutex<()>>,
@@ -188,7 +186,11 @@ impl Node {
         if !node_disk::inhabited(&options.dir)? {
             join::join(&options).await?;
         }
-        let disk = node_disk::open(&options.dir, options.registry.clone(), &options.log)?;
+        let (dir, registry, log) = (options.dir.clone(), options.registry.clone(), options.log.clone());
+        // It reads all tables: whoever asks this process meanwhile whether it is alive is not to wait for that.
+        let disk = tokio::task::spawn_blocking(move || node_disk::open(&dir, registry, &log))
+            .await
+            .map_err(|e| StartError::Raft(e.to_string()))??;
         if disk.identity.name != options.info.name {
             return Err(StartError::WrongName {
                 dir: options.dir.display().to_string(),
@@ -204,6 +206,7 @@ impl Node {
             PeerNetwork { dial: Arc::clone(&options.dial), addresses: addresses.clone(), cluster, node: id };
         let config = raft_config(&options, &disk.identity.cluster_id)?;
         let state = disk.state;
+        state.keep_free(options.disk_reserve);
         state.replay().await.map_err(StartError::Replay)?;
         let raft = Raft::new(id, config, network, disk.log, StateMachine::new(state.clone()))
             .await
@@ -227,7 +230,6 @@ impl Node {
             batcher,
             writing: RwLock::default(),
             changing: Arc::default(),
-            incoming: Incoming::default(),
             reads,
             log_pages: Arc::default(),
             clock: options.clock,

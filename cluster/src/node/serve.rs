@@ -100,6 +100,7 @@ impl Inner {
                 let reply = self.raft.handle_transfer_leader(request).await;
                 reply.map(Reply::TransferLeader).map_err(|e| self.fatal(e))
             }
+            Request::Offer(bytes) => self.offered(bytes).map(|()| Reply::Offer),
             Request::Snapshot(chunk) => self.take_chunk(chunk).await.map(Reply::Snapshot),
             Request::Propose(commands) => {
                 if !self.is_leader() {

@@ -1,13 +1,12 @@
 //! openraft's view of the state.
 
 use std::io;
-use std::path::PathBuf;
 
 use futures_util::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 
-use super::State;
+use super::{Built, State};
 use crate::raft_types::{LogId, Outcomes, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::tables::base::FlushMeta;
 
@@ -21,8 +20,8 @@ pub enum SnapshotHandle {
     /// The last flush of a replica in this process. [`State::snapshot_file`] writes the bytes when a peer
     /// needs them.
     Flush(State),
-    /// A file that came from the primary, checked only when it is installed.
-    Received(PathBuf),
+    /// What came from the primary, built beside the state in force.
+    Received(Built),
 }
 
 /// The state machine that openraft drives. Also its own snapshot builder.
@@ -84,7 +83,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, _: &SnapshotMeta, snapshot: SnapshotHandle) -> io::Result<()> {
         match snapshot {
-            SnapshotHandle::Received(file) => self.state.install(file).await.map(|_| ()),
+            SnapshotHandle::Received(built) => self.state.install(built).await.map(|_| ()),
             // At start, openraft offers the current snapshot if it is ahead of the state: it never is.
             SnapshotHandle::Flush(own) if own.is(&self.state) => Ok(()),
             SnapshotHandle::Flush(other) => {
@@ -92,7 +91,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 let copy = self.state.incoming_file(0)?;
                 let to = copy.clone();
                 super::blocking(move || std::fs::copy(file, to)).await?;
-                self.state.install(copy).await.map(|_| ())
+                let built = self.state.build(copy).await?;
+                self.state.install(built).await.map(|_| ())
             }
         }
     }

@@ -3,13 +3,17 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::{Applied, Positions, State, blocking, damaged, to_the_end};
 use crate::files;
 use crate::machine::Machine;
+use crate::node_disk::free_bytes;
 use crate::snapshot;
 use crate::tables::base::{Base, FlushMeta};
 use crate::tables::rows::Rows;
+
+const MIB: u64 = 1 << 20;
 
 impl State {
     /// A snapshot file of the last flush: the one that is there already, or a new one.
@@ -18,29 +22,66 @@ impl State {
     /// disk speed to a file, and slow peers read that.
     ///
     /// # Errors
-    /// As the disk gives them.
+    /// As the disk gives them; `StorageFull` when the file would take the disk below its reserve.
     pub async fn snapshot_file(&self) -> io::Result<(PathBuf, FlushMeta)> {
         let state = self.clone();
         to_the_end(async move { state.write_snapshot_file().await }).await
     }
 
     async fn write_snapshot_file(&self) -> io::Result<(PathBuf, FlushMeta)> {
+        // Before the gate is taken: it is an estimate, and flushes need not wait for it.
+        let bytes = self.snapshot_bytes().await?;
         let _gate = self.shared.gate.lock().await;
         let meta = self.flush_gated().await?;
         let dir = self.snapshots_dir();
         let index = meta.applied.as_ref().map_or(0, |id| id.index);
         let path = dir.join(format!("{index:020}-{:020}.snapshot", meta.revision));
         let base = self.read(|machine| machine.rows().base().clone())?;
+        let state = self.clone();
         blocking(move || {
             std::fs::create_dir_all(&dir)?;
             if path.try_exists()? {
                 return Ok((path, meta));
             }
             remove_all_but(&dir, &path)?;
+            state.check_room(bytes)?;
             snapshot::write(&path, &base, &meta)?;
             Ok((path, meta))
         })
         .await
+    }
+
+    /// About how large a snapshot is now.
+    async fn snapshot_bytes(&self) -> io::Result<u64> {
+        let (base, dirty) =
+            self.read(|machine| (machine.rows().base().clone(), machine.rows().dirty_bytes()))?;
+        Ok(blocking(move || snapshot::size(&base)).await? + dirty as u64)
+    }
+
+    /// Snapshots leave so many bytes free on the disk: it is the log that must not find it full.
+    pub fn keep_free(&self, bytes: u64) {
+        self.shared.reserve.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is room for `bytes` of a snapshot.
+    ///
+    /// # Errors
+    /// `StorageFull`, with what to do, when there is not.
+    pub fn check_room(&self, bytes: u64) -> io::Result<()> {
+        let (dir, reserve) = (&self.shared.dir, self.shared.reserve.load(Ordering::Relaxed));
+        let free = free_bytes(dir)?;
+        if free >= reserve.saturating_add(bytes) {
+            return Ok(());
+        }
+        let text = format!(
+            "no room for a snapshot: it takes about {} MiB and is to leave the reserve of {} MiB, and the disk of {} has \
+             {} MiB free. Free some space there; it is tried again by itself",
+            bytes.div_ceil(MIB),
+            reserve.div_ceil(MIB),
+            dir.display(),
+            free / MIB
+        );
+        Err(io::Error::new(io::ErrorKind::StorageFull, text))
     }
 
     /// A path for a snapshot that is being received. Whatever an earlier transfer left there is removed.
@@ -53,27 +94,61 @@ impl State {
         Ok(dir.join(format!("incoming-{transfer}.tmp")))
     }
 
-    /// Replaces the state by the snapshot in `file`, then removes the file.
+    /// Builds the tables of the snapshot in `file` beside those in force, and removes the file. All that is large is
+    /// written here: what goes wrong harms nothing, while a failed install stops the node.
     ///
     /// # Errors
-    /// `InvalidData` when the snapshot is damaged: then the state is as before.
-    pub(super) async fn install(&self, file: PathBuf) -> io::Result<FlushMeta> {
+    /// `InvalidData` when the snapshot is damaged, `StorageFull` when there is no room: nothing is left of it.
+    pub async fn build(&self, file: PathBuf) -> io::Result<Built> {
         let state = self.clone();
-        to_the_end(async move { state.install_now(file).await }).await
+        to_the_end(async move {
+            let _gate = state.shared.gate.lock().await;
+            let state = state.clone();
+            blocking(move || {
+                let built = state.build_now(&file);
+                let _ = std::fs::remove_file(&file);
+                built
+            })
+            .await
+        })
+        .await
     }
 
-    async fn install_now(&self, file: PathBuf) -> io::Result<FlushMeta> {
+    fn build_now(&self, file: &Path) -> io::Result<Built> {
+        // The tables are compressed, but lie in slots that are larger than they are: about as much as the file.
+        self.check_room(file.metadata()?.len())?;
+        let dir = self.shared.dir.join(format!("state.new-{}", next_number(&self.shared.dir)?));
+        // From here on it is removed if anything fails. What is left to fail is the disk: damage was looked for.
+        let built = Built { meta: Box::new(snapshot::verify(file)?), dir };
+        let base = Base::open(&built.dir)?;
+        let filled =
+            snapshot::load(file, &base).and_then(|meta| base.flush(std::iter::empty::<(&[u8], _)>(), &meta));
+        match filled {
+            Ok(()) => Ok(built),
+            Err(e) => {
+                base.abandon();
+                Err(e)
+            }
+        }
+    }
+
+    /// Replaces the state by what was built.
+    ///
+    /// # Errors
+    /// As the disk gives them.
+    pub(super) async fn install(&self, built: Built) -> io::Result<FlushMeta> {
+        let state = self.clone();
+        to_the_end(async move { state.install_now(built).await }).await
+    }
+
+    async fn install_now(&self, built: Built) -> io::Result<FlushMeta> {
         let _gate = self.shared.gate.lock().await;
         // A truncation that is not on disk yet must not come back behind the new state: openraft
         // would find a log whose last id is before the applied one at a greater index, and not start.
         let mark = self.shared.log.sync().await?;
         let dir = self.shared.dir.clone();
-        let (base, meta) = blocking(move || {
-            let (base, meta) = build_and_switch(&dir, &file, mark)?;
-            let _ = std::fs::remove_file(&file);
-            Ok((base, meta))
-        })
-        .await?;
+        let old_dir = dir.join(std::fs::read_link(dir.join("state"))?);
+        let (base, meta) = blocking(move || switch(&dir, &built, mark)).await?;
         let rows = Rows::new(base, meta.hash);
         let machine = Machine::new(self.shared.registry.clone(), rows, meta.clone()).map_err(damaged)?;
         let old = std::mem::replace(&mut *self.machine()?, machine);
@@ -82,35 +157,47 @@ impl State {
         *self.positions() = Positions::at(&applied);
         self.shared.applied.send_replace(applied);
         self.shared.room.notify_waiters();
-        let dir = self.shared.dir.clone();
         blocking(move || {
             drop(old);
-            remove_leftovers(&dir)
+            // That alone: another snapshot may have been built meanwhile.
+            std::fs::remove_dir_all(old_dir)
         })
         .await?;
         Ok(meta)
     }
 }
 
-/// Builds the new state beside the old one and switches the link. Until the switch is durable, a
-/// crash leaves the old state in force.
-fn build_and_switch(dir: &Path, file: &Path, mark: crate::log::LogMark) -> io::Result<(Base, FlushMeta)> {
-    let number = next_number(dir)?;
-    let building = dir.join(format!("state.new-{number}"));
-    match std::fs::remove_dir_all(&building) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
+/// The tables of a snapshot, beside those in force: ready to be installed, and removed when they are not.
+pub struct Built {
+    dir: PathBuf,
+    meta: Box<FlushMeta>,
+}
+
+impl Built {
+    /// The snapshot's position.
+    pub fn meta(&self) -> &FlushMeta {
+        &self.meta
     }
-    let base = Base::open(&building)?;
-    let mut meta = snapshot::load(file, &base)?;
-    meta.mark = mark;
+}
+
+impl Drop for Built {
+    fn drop(&mut self) {
+        // Installed, it has another name. What cannot be removed goes at the next start.
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Switches the link to what was built. Until the switch is durable, a crash leaves the old state in force.
+fn switch(dir: &Path, built: &Built, mark: crate::log::LogMark) -> io::Result<(Base, FlushMeta)> {
+    let name = built.dir.file_name().unwrap_or_default().to_string_lossy().replace("state.new-", "state-");
+    let new = dir.join(&name);
+    std::fs::rename(&built.dir, &new)?;
+    let base = Base::open(&new)?;
+    let meta = FlushMeta { mark, ..FlushMeta::clone(&built.meta) };
     base.flush(std::iter::empty::<(&[u8], _)>(), &meta)?;
-    drop(base);
-    let name = format!("state-{number}");
-    std::fs::rename(&building, dir.join(&name))?;
     files::sync_dir(dir)?;
     files::point(&dir.join("state"), &name)?;
-    Ok((Base::open(&dir.join("state"))?, meta))
+    Ok((base, meta))
 }
 
 fn next_number(dir: &Path) -> io::Result<u64> {
@@ -144,6 +231,22 @@ fn remove_all_but(dir: &Path, keep: &Path) -> io::Result<()> {
         let path = entry?.path();
         let finished = path.extension().is_some_and(|extension| extension == "snapshot");
         if finished && path != keep {
+            std::fs::remove_file(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what a crash left half written or half received in `dir/snapshots`: it would take the room that a server needs
+/// to go on.
+pub(super) fn sweep_snapshots(dir: &Path) -> io::Result<()> {
+    let entries = match std::fs::read_dir(dir.join("snapshots")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "tmp") {
             std::fs::remove_file(path)?;
         }
     }

@@ -17,11 +17,13 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
 pub use self::adapter::{SnapshotHandle, StateMachine};
+pub use self::install::Built;
 pub use self::positions::Place;
 use self::positions::Positions;
 use crate::delta::Outcome;
@@ -71,6 +73,7 @@ impl Flushed {
             Ok(dir)
         })?;
         install::remove_leftovers(dir)?;
+        install::sweep_snapshots(dir)?;
         let base = Base::open(&dir.join("state"))?;
         let meta = base.meta()?.unwrap_or_default();
         check_hash(&base, &meta)?;
@@ -104,6 +107,8 @@ struct Shared {
     /// A flush has ended: there is room again.
     room: Notify,
     positions: Mutex<Positions>,
+    /// Bytes that snapshots leave free on the disk.
+    reserve: AtomicU64,
 }
 
 impl State {
@@ -130,6 +135,7 @@ impl State {
                 flush_wanted: Notify::new(),
                 room: Notify::new(),
                 positions,
+                reserve: AtomicU64::new(0),
             }),
         })
     }

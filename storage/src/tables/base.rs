@@ -160,6 +160,16 @@ impl Base {
         catching("sync", || self.db.flush().map(|_| ()))?;
         journal::record(&self.dir)
     }
+
+    /// Gives up a store that could not be written, and its room on the disk. sled would flush it once more before it lets
+    /// go, and after a failed flush it waits for itself for ever: so its memory and open files stay until the process ends.
+    pub fn abandon(self) {
+        // Removed alone, the files would keep their room for as long as sled has them open.
+        if let Err(e) = files::empty_tree(&self.dir) {
+            tracing::warn!(dir = %self.dir.display(), error = %e, "the room of tables that were given up stays taken until the next start");
+        }
+        std::mem::forget(self);
+    }
 }
 
 thread_local! {

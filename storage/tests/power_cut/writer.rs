@@ -329,7 +329,9 @@ impl Writer {
         std::fs::copy(self.snapshot_of(&model, term, index)?, &file)?;
         let number = self.op(step);
         let meta = SnapshotMeta { last_log_id: Some(log_id(term, index)), ..SnapshotMeta::default() };
-        self.machine.install_snapshot(&meta, SnapshotHandle::Received(file)).await?;
+        self.machine
+            .install_snapshot(&meta, SnapshotHandle::Received(self.disk.state.build(file).await?))
+            .await?;
         self.ack(number, index);
         if self.rng.one_in(2) {
             self.quiet().await;

@@ -16,6 +16,19 @@ async fn starts_with(dir: &Path, applied: u64) {
     assert_eq!(hash(&disk), model_at(last).hash());
 }
 
+/// What a snapshot could have left in a server's directory.
+fn beside_the_state(dir: &Path) -> Vec<String> {
+    let current = std::fs::read_link(dir.join("state")).unwrap();
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    let mut found = names(dir);
+    found.retain(|name| name.starts_with("state") && name.contains('-') && Path::new(name) != current);
+    found.extend(names(&dir.join("snapshots")));
+    found
+}
+
 #[tokio::test]
 async fn an_install_syncs_the_log_first_truncations_included() {
     let dir = tempfile::tempdir().unwrap();
@@ -58,9 +71,12 @@ async fn leftovers_of_an_install_are_swept_and_harm_nothing() {
     }
     std::os::unix::fs::symlink("state-9", dir.path().join("state.tmp")).unwrap();
     std::fs::create_dir_all(dir.path().join("snapshots")).unwrap();
-    std::fs::write(dir.path().join("snapshots/incoming-3.tmp"), b"half").unwrap();
+    for name in ["incoming-3.tmp", "00000000000000000020-00000000000000000040.tmp", "kept.snapshot"] {
+        std::fs::write(dir.path().join("snapshots").join(name), b"half").unwrap();
+    }
     starts_with(dir.path(), 20).await;
-    assert!(leftovers.iter().all(|leftover| !leftover.exists()));
+    assert_eq!(beside_the_state(dir.path()), ["kept.snapshot"]);
+    std::fs::remove_file(dir.path().join("snapshots/kept.snapshot")).unwrap();
     // And the next install goes through.
     let disk = open(dir.path()).unwrap();
     let mut machine = replay(&disk).await;
@@ -81,14 +97,115 @@ async fn a_damaged_snapshot_is_refused_and_leaves_the_state_as_it_was() {
         let mut bad = bytes.clone();
         bad[at] ^= 0x10;
         std::fs::write(&file, &bad).unwrap();
-        let error = machine.install_snapshot(&SnapshotMeta::default(), SnapshotHandle::Received(file)).await;
-        assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::InvalidData);
+        let refused = disk.state.build(file.clone()).await.map(|_| ()).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
+        assert_eq!(beside_the_state(dir.path()), [] as [String; 0], "something is left");
         assert_eq!(hash(&disk), model_at(20).hash());
     }
     install(&disk, &mut machine, 40).await.unwrap();
     assert_eq!(hash(&disk), model_at(40).hash());
     drop((disk, machine));
     starts_with(dir.path(), 40).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_written_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = Base::open(&dir.path().join("base")).unwrap();
+    let file = dir.path().join("file.snapshot");
+    let meta = FlushMeta { hash: 1, ..FlushMeta::default() };
+    assert!(snapshot::write(&file, &base, &meta).is_err());
+    // The rename fails: something is in its way.
+    std::fs::create_dir_all(file.join("in the way")).unwrap();
+    assert!(snapshot::write(&file, &base, &FlushMeta::default()).is_err());
+    assert!(!dir.path().join("file.tmp").exists());
+}
+
+#[tokio::test]
+async fn without_room_no_snapshot_is_written_or_built_and_with_room_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, mut machine) = server_with(dir.path(), 20).await;
+    let size = {
+        disk.state.flush().await.unwrap();
+        let base = disk.state.read(|machine| machine.rows().base().clone()).unwrap();
+        snapshot::size(&base).unwrap()
+    };
+    let free = node_disk::free_bytes(dir.path()).unwrap();
+    assert!(size > 0 && free > 4 * GIB, "this test needs some room: {free}");
+    disk.state.keep_free(free + GIB);
+    let refused = disk.state.snapshot_file().await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
+    assert!(refused.to_string().contains("Free some space"), "{refused}");
+    let refused = install(&disk, &mut machine, 40).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(beside_the_state(dir.path()), [] as [String; 0], "something is left");
+    assert_eq!(hash(&disk), model_at(20).hash());
+    // What counts is what is left behind the snapshot.
+    disk.state.keep_free(free - GIB);
+    assert!(disk.state.check_room(2 * GIB).is_err());
+    disk.state.check_room(0).unwrap();
+    let (file, _) = disk.state.snapshot_file().await.unwrap();
+    let written = file.metadata().unwrap().len();
+    assert!((size..size + 1000).contains(&written), "{written} bytes for {size}");
+    install(&disk, &mut machine, 40).await.unwrap();
+    assert_eq!(hash(&disk), model_at(40).hash());
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up_while_tables_are_built_leaves_those_in_force() {
+    let mount = match mount::Mount::new(96 << 20) {
+        Ok(mount) => mount,
+        Err(why) => return println!("\n*** SKIPPED: no small disk here: {why} ***\n"),
+    };
+    let dir = mount.path().join("S1");
+    let (disk, mut machine) = server_with(&dir, 20).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (other, mut larger) = server_with(elsewhere.path(), 20).await;
+    let mut rng = support::Rng(7);
+    for index in 21..=40 {
+        let text: String = (0..1 << 20).map(|_| char::from(b' ' + rng.below(90) as u8)).collect();
+        apply(&mut larger, [entry_of(1, index, &[(format!("large-{index}"), Some(text))])]).await;
+    }
+    let (file, meta) = other.state.snapshot_file().await.unwrap();
+    let refused = {
+        let fill = std::thread::spawn({
+            let dir = dir.clone();
+            move || fill_up_when_building(&dir)
+        });
+        let refused = disk.state.build(copied(&file, elsewhere.path())).await.map(|_| ());
+        fill.join().unwrap();
+        refused.unwrap_err()
+    };
+    assert!(!refused.to_string().contains("no room for a snapshot"), "it was not begun: {refused}");
+    assert_eq!(beside_the_state(&dir), [] as [String; 0], "something is left");
+    assert_eq!(hash(&disk), model_at(20).hash());
+    // Not begun at all: there is no room from the start.
+    let refused = disk.state.build(copied(&file, elsewhere.path())).await.map(|_| ()).unwrap_err();
+    assert!(refused.to_string().contains("no room for a snapshot"), "{refused}");
+    std::fs::remove_file(dir.join("filling")).unwrap();
+    let built = disk.state.build(copied(&file, elsewhere.path())).await.unwrap();
+    let at = SnapshotMeta { last_log_id: meta.applied, ..SnapshotMeta::default() };
+    machine.install_snapshot(&at, SnapshotHandle::Received(built)).await.unwrap();
+    assert_eq!(disk.state.last_flush().hash, meta.hash);
+    assert_eq!(beside_the_state(&dir), [] as [String; 0], "something is left");
+}
+
+/// Takes all of the disk but a little as soon as tables are built in `dir`.
+fn fill_up_when_building(dir: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while beside_the_state(dir).is_empty() {
+        assert!(Instant::now() < deadline, "nothing is built");
+        std::thread::yield_now();
+    }
+    let filling = std::fs::File::create(dir.join("filling")).unwrap();
+    let bytes = node_disk::free_bytes(dir).unwrap() - (1 << 20);
+    rustix::fs::fallocate(filling, rustix::fs::FallocateFlags::empty(), 0, bytes).unwrap();
+}
+
+fn copied(file: &Path, to: &Path) -> PathBuf {
+    let copy = to.join("copy");
+    std::fs::copy(file, &copy).unwrap();
+    copy
 }
 
 #[tokio::test]

@@ -6,6 +6,9 @@
 mod directory;
 mod flushes;
 mod installs;
+#[path = "../../../tests/support/mount.rs"]
+#[allow(dead_code, reason = "the tests of other crates use the rest")]
+mod mount;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -13,6 +16,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use openraft::storage::{RaftLogStorage, RaftStateMachine, StorageHelper};
@@ -22,11 +26,14 @@ use quorate_storage::node_disk::{self, DiskError, NodeDisk};
 use quorate_storage::raft_types::{SnapshotMeta, TypeConfig, log_id};
 use quorate_storage::snapshot;
 use quorate_storage::state_machine::{FLUSH_BYTES, SnapshotHandle, StateMachine};
+use quorate_storage::tables::base::{Base, FlushMeta};
 use support::{
     append, apply, create, entry, entry_of, identity, info, model_at, open, options, read_all, registry,
     server_with,
 };
 use tempfile::TempDir;
+
+const GIB: u64 = 1 << 30;
 
 /// The sum of the log files' lengths: what has left the process.
 fn log_bytes(dir: &Path) -> u64 {
@@ -68,5 +75,5 @@ async fn install(disk: &NodeDisk, machine: &mut StateMachine, last: u64) -> std:
     let file = disk.state.incoming_file(1).unwrap();
     snapshot_of(last, &file).await;
     let meta = SnapshotMeta { last_log_id: Some(log_id(1, last)), ..SnapshotMeta::default() };
-    machine.install_snapshot(&meta, SnapshotHandle::Received(file)).await
+    machine.install_snapshot(&meta, SnapshotHandle::Received(disk.state.build(file).await?)).await
 }
