@@ -136,7 +136,15 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
-    if result.is_ok() {
+    if let Err(error) = &result {
+        // sled waits for itself, for ever, when it is dropped after a flush that failed. The end must come all the same.
+        let text = error.to_string();
+        std::thread::spawn(move || {
+            std::thread::sleep(END_LIMIT);
+            tracing::error!("{text}");
+            std::process::exit(1);
+        });
+    } else {
         tracing::info!("stopping: no new requests, leadership is handed over, the state is flushed");
         node.drain();
         node.hand_over(Duration::from_secs(2)).await;
@@ -150,6 +158,9 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
 async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServerError> {
     TcpListener::bind(address).await.map_err(|error| ServerError::Listen { address, error })
 }
+
+/// A server that has failed ends within this time.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest election time-out is twice the shortest.
 fn timing(heartbeat: Option<Duration>, election: Option<Duration>) -> Timing {

@@ -23,6 +23,16 @@ fn says(run: &Run, texts: &[&str]) {
 }
 
 #[tokio::test]
+async fn a_misspelt_level_is_no_level() {
+    for (level, word) in [("inof", "inof"), ("info,quorate=debug,wran", "wran")] {
+        let words = ["server", "--name", "S1", "--data", "nowhere", "--log-level", level];
+        let ports = ["--listen", "127.0.0.1:0", "--peer-listen", "127.0.0.1:0"];
+        let run = quorate([&words[..], &ports].concat()).await.expect(USAGE);
+        says(&run, &[word, "debug", "TARGET=LEVEL"]);
+    }
+}
+
+#[tokio::test]
 async fn a_peer_port_is_taken_for_one() {
     let cluster = Cluster::start(1).await;
     let peer = cluster.server("S1").peer.address();

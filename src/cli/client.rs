@@ -30,7 +30,8 @@ pub(crate) struct ClientArgs {
     connect: ConnectFlags,
     #[command(flatten)]
     common: CommonFlags,
-    /// Work in the session of this name; `off` works without (a lost reply is then an unknown outcome)
+    /// Work in the session of this name, one client at a time: two that use it at once take each other's commands for
+    /// retries of their own. `off` works without (a lost reply is then an unknown outcome)
     #[arg(long, global = true, value_name = "NAME|off", help_heading = CONNECTION)]
     session: Option<String>,
     #[command(subcommand)]

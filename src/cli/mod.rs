@@ -164,6 +164,17 @@ fn log_to_stderr(directives: &str) -> Result<(), CliError> {
         "info" | "warn" => format!("{directives},{QUIET}"),
         other => other.to_owned(),
     };
+    // The filter would take a misspelt level for the name of a module.
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let known =
+        |word: &str| word.contains('=') || LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    if let Some(word) = directives.split(',').find(|word| !known(word.trim())) {
+        let text = format!(
+            "--log-level: {word:?} is no level (they are {}), and not TARGET=LEVEL",
+            LEVELS.join(", ")
+        );
+        return Err(CliError::usage(text));
+    }
     let filter = tracing_subscriber::EnvFilter::try_new(&directives)
         .map_err(|error| CliError::usage(format!("--log-level {directives}: {error}")))?;
     let subscriber = tracing_subscriber::fmt()

@@ -50,7 +50,10 @@ fn row(server: &ServerStatus) -> [String; 10] {
     [
         cell(&server.name),
         text(server.role.as_deref()),
-        plain(&server.state),
+        match server.disk_low {
+            Some(true) => format!("{}, disk full", plain(&server.state)),
+            _ => plain(&server.state),
+        },
         yes_or_no(server.ready),
         number(server.revision),
         number(server.lag),

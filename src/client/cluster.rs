@@ -79,6 +79,8 @@ pub struct ServerStatus {
     pub checkpoint: Value,
     /// How many log entries it is behind the primary.
     pub lag: Option<u64>,
+    /// Is its disk below its reserve? Then it takes no writes as the primary.
+    pub disk_low: Option<bool>,
 }
 
 /// A stretch of the log.

@@ -19,6 +19,8 @@ use super::{Answer, App, Shared, deadline, json, primary};
 
 /// A batch's body above this is parsed, and answered, on another thread.
 const LARGE: usize = 16 << 10;
+/// What every JSON reader holds exactly. And there is always a next one.
+const MAX_SEQUENCE: u64 = (1 << 53) - 1;
 
 /// What a request says of its session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +43,9 @@ impl SessionHeaders {
         let acked = number("quorate-acked")?.unwrap_or(0);
         match (session, sequence) {
             (None, None) => Ok(Self::default()),
+            (Some(_), Some(sequence)) if sequence > MAX_SEQUENCE => Err(Problem::bad_request(format!(
+                "Quorate-Sequence {sequence} is above {MAX_SEQUENCE}: number a session's requests from 1"
+            ))),
             (Some(session), Some(sequence)) if session > 0 && sequence > 0 => {
                 if acked >= sequence {
                     return Err(Problem::bad_request(
@@ -77,6 +82,11 @@ pub(super) async fn command(
 /// Runs the command `name` of `service`.
 pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str, request: Request) -> Answer {
     let session = SessionHeaders::read(request.headers())?;
+    if request.uri().query().is_some_and(|query| !query.is_empty()) {
+        let text = "a command's fields are in its JSON body, and this request has some behind a question mark: nothing was \
+                    done";
+        return Err(Problem::bad_request(text));
+    }
     let fields = app.bodies.read(request.into_body()).await?;
     let encoded = service.command_from_json(name, &fields).map_err(|e| bad(service.name(), e))?;
     let command = command_of(session, service.name(), encoded.into());
@@ -192,6 +202,7 @@ fn numbered(
             session.sequence = session
                 .sequence
                 .checked_add(n as u64)
+                .filter(|sequence| *sequence <= MAX_SEQUENCE)
                 .ok_or_else(|| Problem::bad_request("the batch goes past the last sequence of all"))?;
         }
         commands.push(command_of(session, service, encoded.slice(start..end)));
@@ -347,6 +358,8 @@ mod tests {
         assert!(read(&[("quorate-session", "4")]).is_err());
         assert!(read(&[("quorate-session", "4"), ("quorate-sequence", "0")]).is_err());
         assert!(read(&[("quorate-session", "4"), ("quorate-sequence", "-1")]).is_err());
+        let sequence = |sequence| read(&[("quorate-session", "4"), ("quorate-sequence", sequence)]);
+        assert!(sequence("9007199254740991").is_ok() && sequence("9007199254740992").is_err());
         assert!(
             read(&[("quorate-session", "4"), ("quorate-sequence", "2"), ("quorate-acked", "2")]).is_err()
         );

@@ -77,7 +77,8 @@ fn split_params(params: &str) -> Result<(ReadLevel, String), Problem> {
     let ReadParams { read, max_age_ms } = match mine.is_empty() {
         true => ReadParams::default(),
         false => {
-            serde_urlencoded::from_str(&mine.join("&")).map_err(|e| Problem::bad_request(e.to_string()))?
+            let read = serde_urlencoded::from_str(&mine.join("&"));
+            read.map_err(|e| Problem::bad_request(format!("read, max_age_ms: {e}")))?
         }
     };
     let max_age = max_age_ms.map(Duration::from_millis);

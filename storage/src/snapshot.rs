@@ -39,7 +39,7 @@ pub fn write(path: &Path, base: &Base, meta: &FlushMeta) -> io::Result<()> {
     files::sync_parent(path)
 }
 
-/// About how many bytes [`write`] would write: the rows are counted, because in the store they are compressed, and what
+/// About how many bytes [`write()`] would write: the rows are counted, because in the store they are compressed, and what
 /// was deleted may still take room there.
 ///
 /// # Errors

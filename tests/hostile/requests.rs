@@ -6,6 +6,8 @@ use super::support::Cluster;
 use super::support::wire::{self, Connection};
 use super::{add, bad, check_all, check_problem, check_serves, counter, get, post, session};
 
+const LAST_SEQUENCE: u64 = (1 << 53) - 1;
+
 #[tokio::test]
 async fn bad_commands_are_told_what_is_wrong() {
     let cluster = Cluster::start(1).await;
@@ -37,6 +39,12 @@ async fn bad_commands_are_told_what_is_wrong() {
             bad("an escaped NUL", add(r#"{"name":"a\u0000b","amount":1}"#), 400, "bad_request"),
             bad("an empty name", add(r#"{"name":"","amount":1}"#), 400, "bad_request"),
             bad("a name of 257 bytes", add(long), 400, "bad_request"),
+            bad(
+                "fields in the URL",
+                post("/v1/counter/add?name=lost", "", r#"{"amount":1}"#),
+                400,
+                "bad_request",
+            ),
             bad("a text over 256 KiB", post("/v1/register/set", "", text), 413, "too_large"),
             bad("an unknown service", post("/v1/oracle/ask", "", "{}"), 404, "unknown_service"),
             bad("a built-in service", post("/v1/system/tick", "", "{}"), 404, "unknown_service"),
@@ -145,10 +153,11 @@ async fn bad_queries_sessions_and_watches_are_told_what_is_wrong() {
         assert_eq!(wire::exchange(&address, &get(path)).await.expect(path).status, 200, "{path}");
     }
     let id = cluster.http.session(&url, u64::MAX).await;
-    let last = format!("quorate-session: {id}\r\nquorate-sequence: {0}\r\nquorate-acked: 1\r\n", u64::MAX);
+    let last =
+        format!("quorate-session: {id}\r\nquorate-sequence: {0}\r\nquorate-acked: 1\r\n", LAST_SEQUENCE);
     assert_eq!(wire::exchange(&address, &session(&last)).await.expect("an answer").status, 200);
     let kept = wire::exchange(&address, &post(&format!("/v1/sessions/{id}/keepalive"), "", "")).await;
-    assert_eq!(kept.expect("an answer").json()["next_sequence"], u64::MAX);
+    assert_eq!(kept.expect("an answer").json()["next_sequence"], LAST_SEQUENCE + 1);
     let two =
         post("/v1/batch", &last, r#"[{"counter":{"add":{"amount":1}}},{"counter":{"add":{"amount":1}}}]"#);
     check_problem(

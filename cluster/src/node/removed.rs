@@ -12,13 +12,15 @@ use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_storage::raft_types::{LogId, NodeId, NodeInfo};
 
-use super::members::show_log_id;
+use super::members::{POLL, show_log_id};
 use super::{Inner, Node};
 use crate::error::{Code, NodeError};
 use crate::message::Removal;
 
 /// Who has not asked for so long does not run any more.
 const STRAY_FOR: Duration = Duration::from_secs(10);
+/// One that was removed a moment ago has asked by then.
+const STRAY_SOON: Duration = Duration::from_secs(2);
 /// So many are remembered.
 const MAX_STRAYS: usize = 64;
 
@@ -88,8 +90,13 @@ impl Inner {
     /// Makes a removed server that still runs a learner again, with what it has, if the membership is still the one that
     /// the caller saw. On the primary. Gives the membership's log id.
     pub(super) async fn take_back(&self, name: &str, seen: LogId) -> Result<LogId> {
-        let Some((id, info)) = self.strays.named(name) else {
-            return Err(self.not_found(name));
+        let patience = Instant::now() + STRAY_SOON;
+        let (id, info) = loop {
+            match self.strays.named(name) {
+                Some(stray) => break stray,
+                None if Instant::now() >= patience => return Err(self.not_found(name)),
+                None => tokio::time::sleep(POLL).await,
+            }
         };
         self.check_name_free(&info, id)?;
         tracing::info!(node_id = id, %name, peer = %info.peer, "taking a removed server back");

@@ -98,6 +98,17 @@ async fn a_removed_server_that_can_be_reached_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_can_be_taken_back_the_moment_it_was_removed() {
+    let cluster = Cluster::start_three().await;
+    let name = cluster.others(&cluster.primary().await).pop().unwrap();
+    cluster.change(MemberOp::Remove, &name).await;
+    let reply = cluster.change(MemberOp::Promote, &name).await;
+    assert_eq!((reply.voters.len(), reply.learners.len()), (3, 0), "{reply:?}");
+    eventually("it is ready again", async || cluster.node(&name).ready()).await;
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_was_removed_behind_its_back_is_told_when_it_is_back() {
     let cluster = Cluster::start_three().await;
     let old = cluster.primary().await;
