@@ -68,7 +68,7 @@ impl Default for Timing {
     /// Failover within about half a second (docs/reliability.md).
     fn default() -> Self {
         let ms = Duration::from_millis;
-        Self { heartbeat: ms(50), election: (ms(200), ms(400)) }
+        Self { heartbeat: ms(50), election: (ms(150), ms(300)) }
     }
 }
 
