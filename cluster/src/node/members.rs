@@ -196,7 +196,10 @@ impl Inner {
             match self.change_seen(request, seen).await {
                 Ok(()) => return Ok(self.members_reply()),
                 Err(e)
-                    if e.code == Code::Changed && expected.is_none() && begun.elapsed() < CHANGE_TIMEOUT =>
+                    if e.code == Code::Changed
+                        && e.attempt == Attempt::NotApplied
+                        && expected.is_none()
+                        && begun.elapsed() < CHANGE_TIMEOUT =>
                 {
                     tokio::time::sleep(POLL).await;
                 }
