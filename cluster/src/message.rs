@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 /// What one node asks of another.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Raft: a heartbeat, or entries one request at a time.
-    Append(AppendEntriesRequest<TypeConfig>),
+    /// Raft: an append without entries, which its receiver may answer before its disk has what came before.
+    Heartbeat(AppendEntriesRequest<TypeConfig>),
     /// Raft: entries, pipelined; answered in order.
     StreamAppend(AppendEntriesRequest<TypeConfig>),
     /// Raft: a vote.
@@ -66,8 +66,8 @@ pub enum Request {
 /// The answer to a [`Request`] of the same name.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// To `Append`.
-    Append(AppendEntriesResponse<TypeConfig>),
+    /// To `Heartbeat`.
+    Heartbeat(AppendEntriesResponse<TypeConfig>),
     /// To `StreamAppend`.
     StreamAppend(StreamAppendResult<TypeConfig>),
     /// To `Vote` and `PreVote`.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, Stream, StreamExt as _};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
-use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -87,15 +87,25 @@ pub(crate) struct PeerNetwork {
 impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
     type Network = Link;
 
-    /// openraft asks for one each for replication, heartbeats, snapshots and votes: so bulk never
-    /// delays a heartbeat.
+    /// openraft asks for one each for replication, snapshots and votes.
     async fn new_client(&mut self, target: NodeId, info: &NodeInfo) -> Link {
+        self.link(target, info, false)
+    }
+
+    /// And for heartbeats, which bulk never delays.
+    async fn new_heartbeat_client(&mut self, target: NodeId, info: &NodeInfo) -> Link {
+        self.link(target, info, true)
+    }
+}
+
+impl PeerNetwork {
+    fn link(&self, target: NodeId, info: &NodeInfo, heartbeats: bool) -> Link {
         let route = Route { cluster: self.cluster, from: self.node, to: target };
         // The membership's word, which this is, is newer than what was announced before.
         self.addresses.note(target, &info.peer);
         let (dial, addresses) = (Arc::clone(&self.dial), self.addresses.clone());
         let lane = Lane::new(Arc::new(DialMember { dial, addresses, id: target }), info.peer.clone(), route);
-        Link { lane: Arc::new(lane), node: self.node, target }
+        Link { lane: Arc::new(lane), node: self.node, target, heartbeats }
     }
 }
 
@@ -104,6 +114,8 @@ pub(crate) struct Link {
     lane: Arc<Lane>,
     node: NodeId,
     target: NodeId,
+    /// It carries nothing but heartbeats.
+    heartbeats: bool,
 }
 
 impl Link {
@@ -132,14 +144,15 @@ type Appended = Result<StreamAppendResult<TypeConfig>, Rpc>;
 impl RaftNetworkV2<TypeConfig> for Link {
     type SnapshotData = SnapshotHandle;
 
+    /// A heartbeat; entries go through [`Self::stream_append`].
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, Rpc> {
         let limit = option.hard_ttl();
-        match self.call(Request::Append(request), RPCTypes::AppendEntries, limit).await? {
-            Reply::Append(reply) => Ok(reply),
+        match self.call(Request::Heartbeat(request), RPCTypes::AppendEntries, limit).await? {
+            Reply::Heartbeat(reply) => Ok(reply),
             _ => Err(self.unexpected()),
         }
     }
@@ -147,11 +160,14 @@ impl RaftNetworkV2<TypeConfig> for Link {
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        _: RPCOption,
+        option: RPCOption,
     ) -> BoxFuture<'s, Result<BoxStream<'s, Appended>, Rpc>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
+        if self.heartbeats {
+            return stream_append_sequential(self, input, option);
+        }
         Box::pin(async move {
             let (sent, waiting) = mpsc::channel::<Result<PendingReply, CallError>>(PIPELINE);
             // Sends as openraft brings requests, while the replies of earlier ones are awaited below.

@@ -1,9 +1,11 @@
 //! What a node answers its peers.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::StreamExt as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
@@ -12,6 +14,7 @@ use quorate_storage::delta::{Command, DeltaResult, Outcome};
 use quorate_storage::machine;
 use quorate_storage::raft_types::{Entry, NodeId, Payload, TypeConfig};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::Inner;
 use crate::error::{Code, NodeError};
@@ -75,15 +78,15 @@ impl Handler for PeerHandler {
 impl Inner {
     async fn answer(&self, request: Request) -> Result<Reply> {
         match request {
-            Request::Append(request) | Request::StreamAppend(request) => {
-                if let Some(refusal) = self.refuse_entries(&request) {
-                    return Err(refusal);
-                }
-                let reply = self.raft.append_entries(request).await.map_err(|e| self.fatal(e))?;
+            Request::Heartbeat(request) => {
+                let reply = self.heartbeat(request).await?;
                 if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
                     self.heard.send_replace(Some(Instant::now()));
                 }
-                Ok(Reply::Append(reply))
+                Ok(Reply::Heartbeat(reply))
+            }
+            Request::StreamAppend(_) => {
+                Err(NodeError::not_applied(Code::BadRequest, "entries come in order, on a lane of their own"))
             }
             Request::Vote(request) => {
                 // The primary itself wants a transfer: no lease stands against it.
@@ -136,6 +139,29 @@ impl Inner {
                 true => self.still_member(node_id, info, membership).await.map(Reply::StillMember),
                 false => self.pass_on(Request::StillMember { node_id, info, membership }).await,
             },
+        }
+    }
+
+    /// Answers a heartbeat once the Raft core has heard it. openraft's own answer waits until all entries before it are on
+    /// disk, and disks do hang for a second: then no backup would answer, the primary would take its majority for lost and
+    /// fall silent (`quorum_loss_probe_interval`), and the others would elect one whose disk hangs as well.
+    async fn heartbeat(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> Result<AppendEntriesResponse<TypeConfig>> {
+        if !request.entries.is_empty() {
+            return Err(NodeError::not_applied(Code::BadRequest, "a heartbeat has no entries"));
+        }
+        let vote = request.vote;
+        let mut answer = pin!(async { self.raft.append_entries(request).await.map_err(|e| self.fatal(e)) });
+        if let Ok(answer) = timeout(self.timing.heartbeat / 5, &mut answer).await {
+            return answer;
+        }
+        // The core takes this question after the heartbeat. If the heartbeat had been refused, its answer would be there.
+        let heard = self.raft.with_raft_state(move |state| *state.vote_ref() == vote).await;
+        match heard.map_err(|e| self.fatal(e))? {
+            true => answer.as_mut().now_or_never().unwrap_or(Ok(AppendEntriesResponse::Success)),
+            false => answer.await,
         }
     }
 

@@ -1,17 +1,21 @@
 //! A disk that does not sync: nothing is acknowledged on it, the server says why and stops, and it is not tried again.
+//! And disks that take long: who is slow is not dead.
 
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use quorate_cluster::error::{Attempt, Code};
 use quorate_cluster::node::ReadLevel;
 
 use crate::support::client::Client;
-use crate::support::{Cluster, Options, PATIENCE, eventually, tally, within};
+use crate::support::{Cluster, Options, PATIENCE, eventually, tally, throughout, within};
 
 /// The directories whose files do not sync.
 static BROKEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+/// The directories whose files do not sync yet.
+static HUNG: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 const EIO: c_int = 5;
 
 #[expect(unsafe_code, reason = "two functions of libc that std and rustix have no equal of")]
@@ -28,15 +32,40 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 extern "C" fn fdatasync(fd: c_int) -> c_int {
     let file = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
-    if BROKEN.lock().unwrap().iter().any(|dir| file.starts_with(dir)) {
+    while covers(&HUNG, &file) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if covers(&BROKEN, &file) {
         unsafe { *__errno_location() = EIO };
         return -1;
     }
     fsync(fd)
 }
 
+fn covers(dirs: &Mutex<Vec<PathBuf>>, file: &Path) -> bool {
+    dirs.lock().unwrap().iter().any(|dir| file.starts_with(dir))
+}
+
 fn breaks(dir: &Path) {
     BROKEN.lock().unwrap().push(dir.canonicalize().unwrap());
+}
+
+/// The syncs of the servers' logs hang until this is dropped.
+struct Hang(Vec<PathBuf>);
+
+impl Hang {
+    fn of(cluster: &Cluster, names: &[String]) -> Self {
+        let logs = names.iter().map(|name| cluster.dir(name).join("log").canonicalize().unwrap());
+        let logs: Vec<PathBuf> = logs.collect();
+        HUNG.lock().unwrap().extend(logs.clone());
+        Self(logs)
+    }
+}
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        HUNG.lock().unwrap().retain(|hung| !self.0.contains(hung));
+    }
 }
 
 fn works(dir: &Path) {
@@ -96,6 +125,36 @@ async fn the_others_go_on_without_a_primary_whose_log_does_not_sync() {
     for node in cluster.nodes.all() {
         assert_eq!(tally::held(&node, "hits"), 3);
     }
+    cluster.finish().await;
+}
+
+/// As when one disk carries them all. An election would not make it faster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_primary_stays_while_all_disks_hang_and_reads_are_answered() {
+    let cluster = Cluster::start_three().await;
+    let primary = cluster.primary().await;
+    let term = cluster.status(&primary).term;
+    let node = cluster.node(&primary);
+    node.propose(tally::add("hits"), within(5000)).await.unwrap();
+    let hang = Hang::of(&cluster, &cluster.names());
+    let proposed = tokio::spawn({
+        let node = node.clone();
+        async move { node.propose(tally::add("hits"), within(20_000)).await }
+    });
+    // Longer than a lease and two election time-outs, and longer than a connection may be silent.
+    let undisturbed = || cluster.names().iter().all(|name| cluster.status(name).term == term);
+    throughout("the term stays while the disks hang", Duration::from_secs(4), undisturbed).await;
+    for name in cluster.names() {
+        let read = cluster.node(&name).read_point(ReadLevel::Linearizable, within(1000)).await;
+        assert!(read.is_ok(), "{name}: {read:?}");
+    }
+    assert!(!proposed.is_finished(), "acknowledged before it was on disk");
+    drop(hang);
+    proposed.await.unwrap().unwrap();
+    assert_eq!(cluster.status(&primary).term, term);
+    cluster.converge().await;
+    assert_eq!(tally::held(&node, "hits"), 2);
+    drop(node);
     cluster.finish().await;
 }
 
