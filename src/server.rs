@@ -137,7 +137,7 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
         _ = interrupt.recv() => Ok(()),
     };
     if let Err(error) = &result {
-        // sled waits for itself, for ever, when it is dropped after a flush that failed. The end must come all the same.
+        // What failed may hang as well: a disk, say. The end must come all the same.
         let text = error.to_string();
         std::thread::spawn(move || {
             std::thread::sleep(END_LIMIT);

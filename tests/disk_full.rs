@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::process::Command;
 
 use serde_json::{Value, json};
 use support::http::Reply;
@@ -48,6 +49,20 @@ async fn get(cluster: &Cluster, name: &str, read: &str) -> Result<i64, String> {
     let url = format!("{}/v1/counter/get?name=disk&read={read}", cluster.url(name));
     let body = cluster.http.json(&url).await?;
     body["value"].as_i64().ok_or_else(|| body.to_string())
+}
+
+/// Sets register number `n` to as much text as it holds.
+async fn set_large(cluster: &Cluster, name: &str, n: usize) {
+    // Of random letters: the tables are compressed.
+    let text: String = (0..250 << 10).map(|_| rand::random_range('0'..='z')).collect();
+    let body = json!({"name": format!("r{n}"), "text": text});
+    let url = format!("{}/v1/register/set", cluster.url(name));
+    cluster
+        .until("a register is set", async || match cluster.http.post(&url, &body).await?.status {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        })
+        .await;
 }
 
 /// Waits until writes through the server are refused for want of room.
@@ -193,16 +208,7 @@ async fn a_snapshot_larger_than_the_room_waits_for_room() {
     cluster.kill9("S1");
     let (registers, value) = (120, accepted(&cluster, "S2").await);
     for n in 0..registers {
-        // Of random letters: the tables are compressed.
-        let text: String = (0..250 << 10).map(|_| rand::random_range('0'..='z')).collect();
-        let body = json!({"name": format!("r{n}"), "text": text});
-        let url = format!("{}/v1/register/set", cluster.url("S2"));
-        cluster
-            .until("a register is set", async || match cluster.http.post(&url, &body).await?.status {
-                200 => Ok(()),
-                status => Err(status.to_string()),
-            })
-            .await;
+        set_large(&cluster, "S2", n).await;
     }
     for name in ["S2", "S3"] {
         cluster.until_purged(name, value as u64 + 20).await;
@@ -245,6 +251,46 @@ async fn a_snapshot_larger_than_the_room_waits_for_room() {
         })
         .await;
     cluster.equal_hashes().await;
+}
+
+/// Without a reserve that says so in time: the tables lie on a disk of their own, which fills up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_that_cannot_be_written_end_the_server_and_lose_nothing() {
+    let Some(mount) = small_disk("tables_that_cannot_be_written_end_the_server_and_lose_nothing") else {
+        return;
+    };
+    let cluster = Cluster::start(1).await;
+    accepted(&cluster, "S1").await;
+    cluster.kill9("S1");
+    let link = cluster.server("S1").data.join("state");
+    let copied = Command::new("cp").arg("-a").args([&link.canonicalize().unwrap(), &mount.path()]).status();
+    assert!(copied.unwrap().success());
+    let moved = mount.path().join(link.read_link().unwrap());
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(moved, &link).unwrap();
+    cluster.restart("S1").await;
+    let value = accepted(&cluster, "S1").await;
+    mount.fill(0);
+    for n in 0..4 {
+        set_large(&cluster, "S1", n).await;
+    }
+    let status = cluster.ended("S1").await;
+    assert_eq!(status.code(), Some(1));
+    let said = cluster.server("S1").tail();
+    assert!(
+        said.contains("No space left on device") && said.contains("Nothing that was acknowledged is lost"),
+        "{said}"
+    );
+    mount.empty();
+    cluster.start_server("S1");
+    cluster.wait_ready("S1").await;
+    assert_eq!(accepted(&cluster, "S1").await, value + 1);
+    let url = format!("{}/v1/register/get?name=r3", cluster.url("S1"));
+    assert_eq!(
+        cluster.http.json(&url).await.expect("a register")["text"].as_str().map(str::len),
+        Some(250 << 10)
+    );
+    cluster.kill9("S1");
 }
 
 fn snapshot_files(cluster: &Cluster) -> Vec<String> {

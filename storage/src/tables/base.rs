@@ -64,8 +64,9 @@ impl Base {
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity_bytes(CACHE_BYTES)
-            // Flushes alone decide what is durable.
-            .flush_every_ms(None)
+            // Never: flushes alone decide what is durable. With `None`, whose name says it, sled flushes whenever a handle is
+            // dropped, those in iterators too: each scan would wait for the disk, or for the flush that is running.
+            .flush_every_ms(Some(usize::MAX))
             .zstd_compression_level(1);
         silence_caught_panics();
         journal::make_ready(dir)?;
@@ -91,7 +92,7 @@ impl Base {
     /// # Errors
     /// When it cannot be read.
     pub fn meta(&self) -> io::Result<Option<FlushMeta>> {
-        let row = catching("read", || self.db.get(META_ROW))?;
+        let row = self.try_to("read", |db| db.get(META_ROW))?;
         row.map(|row| codec::decode(&row).map_err(|e| damaged(format!("the flush's position: {e}"))))
             .transpose()
     }
@@ -101,7 +102,7 @@ impl Base {
     /// # Errors
     /// When the page that holds it cannot be read.
     pub fn with<R>(&self, key: &[u8], f: impl FnOnce(Option<&[u8]>) -> R) -> io::Result<R> {
-        let value = catching("read", || self.db.get(key))?;
+        let value = self.try_to("read", |db| db.get(key))?;
         Ok(f(value.as_deref()))
     }
 
@@ -115,8 +116,15 @@ impl Base {
             Bound::Unbounded => Bound::Excluded(META_ROW),
             bounded => bounded,
         };
-        let mut rows = self.db.range::<&[u8], _>((from, to));
-        std::iter::from_fn(move || catching("read", || rows.next().transpose()).transpose())
+        let mut rows = Some(self.db.range::<&[u8], _>((from, to)));
+        std::iter::from_fn(move || {
+            let next = catching("read", || rows.as_mut().and_then(Iterator::next).transpose());
+            if next.is_err() {
+                // It is a handle too: see `try_to`.
+                std::mem::forget(rows.take());
+            }
+            next.transpose()
+        })
     }
 
     /// Writes `changes` (a new value by key, or `None` for a removal) and `meta` as one atomic batch, and makes it durable.
@@ -136,7 +144,7 @@ impl Base {
             }
         }
         batch.insert(META_ROW, codec::encode(meta));
-        catching("write", || self.db.apply_batch(batch))?;
+        self.try_to("write", |db| db.apply_batch(batch))?;
         self.sync()
     }
 
@@ -149,7 +157,7 @@ impl Base {
         for (key, value) in rows {
             batch.insert(key, value);
         }
-        catching("write", || self.db.apply_batch(batch))
+        self.try_to("write", |db| db.apply_batch(batch))
     }
 
     /// Makes everything written so far durable.
@@ -157,17 +165,27 @@ impl Base {
     /// # Errors
     /// When the sync fails.
     pub fn sync(&self) -> io::Result<()> {
-        catching("sync", || self.db.flush().map(|_| ()))?;
+        self.try_to("sync", |db| db.flush().map(|_| ()))?;
         journal::record(&self.dir)
     }
 
-    /// Gives up a store that could not be written, and its room on the disk. sled would flush it once more before it lets
-    /// go, and after a failed flush it waits for itself for ever: so its memory and open files stay until the process ends.
+    /// Calls sled. After a failure it must not end: it would flush once more, and abort the process, or wait for ever for the
+    /// flush that failed. So its memory and open files stay until the process ends.
+    fn try_to<R>(
+        &self,
+        what: &str,
+        call: impl FnOnce(&sled::Db<LEAF_FANOUT>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        catching(what, || call(&self.db)).inspect_err(|_| std::mem::forget(self.db.clone()))
+    }
+
+    /// Gives up a store that could not be written, and its room on the disk.
     pub fn abandon(self) {
         // Removed alone, the files would keep their room for as long as sled has them open.
         if let Err(e) = files::empty_tree(&self.dir) {
             tracing::warn!(dir = %self.dir.display(), error = %e, "the room of tables that were given up stays taken until the next start");
         }
+        // See `try_to`: what failed need not have been sled's part.
         std::mem::forget(self);
     }
 }
@@ -210,4 +228,31 @@ fn catching<R>(what: &str, call: impl FnOnce() -> io::Result<R>) -> io::Result<R
 
 fn damaged(text: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Bound::Unbounded;
+    use std::process::Command;
+
+    use super::*;
+
+    fn keys(base: &Base) -> Vec<Vec<u8>> {
+        base.range(Unbounded, Unbounded).map(|row| row.unwrap().0.to_vec()).collect()
+    }
+
+    /// It would wait for the disk, and for a flush that runs, while the state is locked.
+    #[test]
+    fn a_scan_flushes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let [tables, copy] = ["tables", "copy"].map(|name| dir.path().join(name));
+        let base = Base::open(&tables).unwrap();
+        base.flush([(b"flushed", Some(b"1".as_slice()))].into_iter(), &FlushMeta::default()).unwrap();
+        base.fill([(b"filled".as_slice(), b"2".as_slice())].into_iter()).unwrap();
+        assert_eq!(keys(&base), [b"filled".to_vec(), b"flushed".to_vec()]);
+        drop(base.clone());
+        // As a power cut would leave it.
+        assert!(Command::new("cp").arg("-r").args([&tables, &copy]).status().unwrap().success());
+        assert_eq!(keys(&Base::open(&copy).unwrap()), [b"flushed".to_vec()]);
+    }
 }
