@@ -252,6 +252,17 @@ where
     text.parse().map_err(|error| format!("`{text}` is not valid: {error}"))
 }
 
+/// A span of time in which something can happen.
+///
+/// # Errors
+/// As [`duration`], and when it is none.
+pub fn timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err(format!("`{text}` leaves no time; expected for example 250ms, 5s or 2m")),
+        timeout => Ok(timeout),
+    }
+}
+
 /// Reads a span of time: `250ms`, `5s`, `2m`, `1h`, also with a fraction (`1.5s`).
 pub fn duration(text: &str) -> Result<Duration, String> {
     let fail = || format!("`{text}` is no span of time; expected for example 250ms, 5s or 2m");

@@ -18,7 +18,7 @@ pub(crate) struct ConnectFlags {
     #[arg(long, global = true, value_name = "URL,…", value_delimiter = ',', help_heading = CONNECTION)]
     servers: Vec<String>,
     /// How long a request may take, all its retries included [default: 5s]
-    #[arg(long, global = true, value_name = "TIME", value_parser = config::duration, help_heading = CONNECTION)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = config::timeout, help_heading = CONNECTION)]
     timeout: Option<Duration>,
     /// Print the HTTP body
     #[arg(long, global = true)]
@@ -52,7 +52,7 @@ impl ConnectFlags {
     pub(crate) fn resolve_with(self, config: &Config, timeout: Duration) -> Result<Connection, ConfigError> {
         Ok(Connection {
             servers: servers(config, self.servers)?,
-            timeout: config.pick("timeout", self.timeout, config::duration)?.unwrap_or(timeout),
+            timeout: config.pick("timeout", self.timeout, config::timeout)?.unwrap_or(timeout),
             json: self.json,
         })
     }

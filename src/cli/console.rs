@@ -25,6 +25,7 @@ const HISTORY_MAX: usize = 1_000;
 /// One line of the console.
 #[derive(Debug, Parser)]
 #[command(no_binary_name = true, name = "", disable_help_flag = true, about = "Commands of the console")]
+#[command(override_usage = "<COMMAND> [OPTIONS]")]
 struct Line {
     #[command(flatten)]
     common: CommonFlags,

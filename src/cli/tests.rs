@@ -66,6 +66,7 @@ fn mistakes_are_refused() {
         "quorate client add five",
         "quorate client add 9223372036854775808",
         "quorate client get --timeout 5",
+        "quorate client get --timeout 0s",
         "quorate client list --limit 1001",
         "quorate bench --clients 0",
         "quorate bench --op put",

@@ -88,7 +88,13 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
         return Err(Problem::bad_request(text));
     }
     let fields = app.bodies.read(request.into_body()).await?;
-    let encoded = service.command_from_json(name, &fields).map_err(|e| bad(service.name(), e))?;
+    let encoded = service.command_from_json(name, &fields).map_err(|e| match e {
+        BadRequest::UnknownName(_) if service.has_query(name) => {
+            let text = format!("{name} is a query, not a command: send it with GET, its fields in the URL");
+            bad(service.name(), BadRequest::UnknownName(text))
+        }
+        e => bad(service.name(), e),
+    })?;
     let command = command_of(session, service.name(), encoded.into());
     primary(app).await?;
     let outcome = app.node.propose(command, deadline()).await?;

@@ -57,6 +57,9 @@ pub trait ErasedService: Send + Sync {
     /// `None` when it is anything else, or wrong.
     fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands>;
 
+    /// Whether there is a query of that name.
+    fn has_query(&self, name: &str) -> bool;
+
     /// Whether the body is a command of this service: another build may know more, or fewer.
     fn knows(&self, body: &[u8]) -> bool;
 
@@ -136,6 +139,16 @@ impl<S: Service> ErasedService for S {
 
     fn batch_from_json(&self, batch: &str, most: usize) -> Option<EncodedCommands> {
         batch::read::<S>(batch, most)
+    }
+
+    fn has_query(&self, name: &str) -> bool {
+        // Parameters that it lacks are another matter.
+        let unknown = |name| {
+            let asked = S::Query::deserialize(ParamsDeserializer::new(name, ""));
+            asked.is_err_and(|e| matches!(bad_request(e.to_string()), BadRequest::UnknownName(_)))
+        };
+        // To a service without queries, whose type is no enum, all names are alike.
+        !unknown(name) && unknown("")
     }
 
     fn knows(&self, body: &[u8]) -> bool {
@@ -235,20 +248,32 @@ mod tests {
         },
     }
 
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum CarelessQuery {
+        Notes { _from: u64 },
+    }
+
     impl Service for Careless {
         const NAME: &'static str = "careless";
         type Command = CarelessCommand;
         type Reply = ();
-        type Query = ();
+        type Query = CarelessQuery;
         type Answer = ();
 
         fn apply(&self, _: &mut Tables<'_>, _: &mut Context<'_>, _: CarelessCommand) -> Result<(), Refusal> {
             Ok(())
         }
 
-        fn query(&self, _: &View<'_>, _: &QueryContext, (): ()) -> Result<(), Refusal> {
+        fn query(&self, _: &View<'_>, _: &QueryContext, _: CarelessQuery) -> Result<(), Refusal> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_query_is_known_by_its_name_alone() {
+        assert!(Careless.has_query("notes"));
+        assert!(!Careless.has_query("note") && !Careless.has_query(""));
     }
 
     #[test]
