@@ -144,8 +144,8 @@ bring_up() {
     done
     if ! wait_until 30 any_primary; then
         for name in "${NAMES[@]}"; do ! has_identity "$name" || check_alive "$name"; done
-        die "no primary after 30 s. It takes a majority of the voters, each with its own data: '${0##*/} status' shows who is" \
-            "missing, the logs in $DIR/S*/log say why; 'down --clean' gives all of it up"
+        die "no primary after 30 s. It takes a majority of the voters, each with its own data: 'scripts/cluster.sh status'" \
+            "shows who is missing, the logs in $DIR/S*/log say why, 'scripts/cluster.sh down --clean' gives all of it up"
     fi
     for name in "${NAMES[@]}"; do is_running "$(pid_file "$name")" || start_server "$name"; done
     for name in "${NAMES[@]}"; do settle "$name"; done

@@ -82,18 +82,20 @@ pub(super) async fn command(
 /// Runs the command `name` of `service`.
 pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str, request: Request) -> Answer {
     let session = SessionHeaders::read(request.headers())?;
+    // Asked for only when it matters: it costs a parse.
+    let query = || {
+        let text = format!("{name} is a query, not a command: send it with GET, its fields in the URL");
+        service.has_query(name).then(|| bad(service.name(), BadRequest::UnknownName(text)))
+    };
     if request.uri().query().is_some_and(|query| !query.is_empty()) {
         let text = "a command's fields are in its JSON body, and this request has some behind a question mark: nothing was \
                     done";
-        return Err(Problem::bad_request(text));
+        return Err(query().unwrap_or_else(|| Problem::bad_request(text)));
     }
     let fields = app.bodies.read(request.into_body()).await?;
     let encoded = service.command_from_json(name, &fields).map_err(|e| match e {
-        BadRequest::UnknownName(_) if service.has_query(name) => {
-            let text = format!("{name} is a query, not a command: send it with GET, its fields in the URL");
-            bad(service.name(), BadRequest::UnknownName(text))
-        }
-        e => bad(service.name(), e),
+        BadRequest::UnknownName(_) => query().unwrap_or_else(|| bad(service.name(), e)),
+        BadRequest::Fields(_) => bad(service.name(), e),
     })?;
     let command = command_of(session, service.name(), encoded.into());
     primary(app).await?;

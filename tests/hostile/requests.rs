@@ -48,6 +48,8 @@ async fn bad_commands_are_told_what_is_wrong() {
             bad("a text over 256 KiB", post("/v1/register/set", "", text), 413, "too_large"),
             bad("an unknown service", post("/v1/oracle/ask", "", "{}"), 404, "unknown_service"),
             bad("a built-in service", post("/v1/system/tick", "", "{}"), 404, "unknown_service"),
+            bad("a query as a command", post("/v1/counter/get", "", "{}"), 404, "not_found"),
+            bad("a query as a command, asked", post("/v1/counter/get?name=a", "", "{}"), 404, "not_found"),
             bad("an unknown command", post("/v1/counter/explode", "", "{}"), 404, "not_found"),
             bad("a command with a quote", post("/v1/counter/add%22", "", "{}"), 404, "not_found"),
             bad("a command in capitals", post("/v1/counter/ADD", "", "{}"), 404, "not_found"),

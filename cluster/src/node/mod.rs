@@ -3,6 +3,7 @@
 mod announce;
 mod clocks;
 mod contacts;
+mod disk;
 mod incoming;
 mod join;
 mod lanes;
@@ -36,6 +37,7 @@ use quorate_storage::state_machine::{State, StateMachine};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, RwLock, watch};
 
+use self::disk::DiskWatch;
 pub use self::join::{JoinError, parse_cluster_id};
 use self::lanes::Lanes;
 pub use self::log_view::{LogPage, LoggedDelta};
@@ -44,7 +46,6 @@ use self::read::ReadIndexer;
 pub use self::read::{ReadLevel, ReadPoint};
 use self::removed::Strays;
 pub use self::status::{ClusterStatus, MemberStatus};
-use self::tasks::DiskWatch;
 use crate::clock::{Clock, LoggedClock};
 use crate::error::{Code, NodeError};
 use crate::message::Removal;
@@ -297,7 +298,7 @@ impl Node {
     pub async fn shutdown(&self) {
         self.drain();
         self.inner.hand_over(Duration::from_secs(2)).await;
-        if let Err(e) = self.inner.state.flush().await {
+        if let Err(e) = self.inner.state.close().await {
             tracing::warn!(error = %e, "the last flush failed; the log replays at the next start");
         }
         self.inner.stop.send_replace(true);

@@ -209,7 +209,7 @@ impl Inner {
                 self.fail(&e);
                 Err(NodeError::unknown(Code::Failed, format!("this server failed meanwhile: {e}")))
             }
-            // openraft looks at these before it appends: a disk that hangs for a moment keeps the backups' answers too.
+            // openraft looks at these before it appends: who is away for a moment answers nothing.
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader {
                 reason: ForwardReason::LeaseExpired | ForwardReason::LeadershipTransfer,
                 ..

@@ -157,9 +157,14 @@ impl Inner {
         if let Ok(answer) = timeout(self.timing.heartbeat / 5, &mut answer).await {
             return answer;
         }
-        // The core takes this question after the heartbeat. If the heartbeat had been refused, its answer would be there.
-        let heard = self.raft.with_raft_state(move |state| *state.vote_ref() == vote).await;
-        match heard.map_err(|e| self.fatal(e))? {
+        // The core takes this question after the heartbeat. If that was refused, its answer is there by then.
+        let follows = self.raft.with_raft_state(move |state| *state.vote_ref() == vote);
+        let follows = tokio::select! {
+            biased;
+            answer = &mut answer => return answer,
+            follows = follows => follows.map_err(|e| self.fatal(e))?,
+        };
+        match follows {
             true => answer.as_mut().now_or_never().unwrap_or(Ok(AppendEntriesResponse::Success)),
             false => answer.await,
         }

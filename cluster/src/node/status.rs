@@ -172,6 +172,10 @@ impl Inner {
         if self.draining.load(Ordering::Relaxed) {
             return Err(NodeError::not_applied(Code::ShuttingDown, "this server is stopping"));
         }
+        if let Some(time) = self.hang() {
+            let text = format!("this server's disk hangs: a sync of its log has not ended for {time:.0?}");
+            return Err(NodeError::not_applied(Code::NotReady, text));
+        }
         match self.working_leader() {
             Some(_) => Ok(()),
             None => Err(self.no_primary()),

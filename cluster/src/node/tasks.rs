@@ -1,21 +1,15 @@
-//! What a node does by itself: flushes, ticks, watching its disk and its Raft core.
+//! What a node does by itself: flushes, ticks, watching its Raft core.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_storage::codec;
 use quorate_storage::delta::{Command, SYSTEM_SERVICE};
 use quorate_storage::machine::SystemCommand;
-use quorate_storage::node_disk::free_bytes;
-use quorate_storage::raft_types::NodeId;
 
-use super::{Inner, contacts};
-use crate::error::{Code, NodeError};
+use super::{Inner, contacts, disk};
 
 /// Dirty rows are flushed after this time at the latest.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -33,7 +27,6 @@ const TICK: Duration = Duration::from_millis(100);
 const LOG_TIME: u64 = 600_000;
 /// How often a primary whose clock is not believed asks the others for theirs.
 const CLOCKS: Duration = Duration::from_secs(1);
-const DISK: Duration = Duration::from_millis(500);
 /// After this time a server that catches up asks anew how far it has to come.
 const CATCH_UP: Duration = Duration::from_secs(30);
 
@@ -52,7 +45,8 @@ pub(super) fn spawn(inner: &Arc<Inner>) {
     run(Box::pin(watch_core(Arc::clone(inner))));
     run(Box::pin(flush(Arc::clone(inner))));
     run(Box::pin(tick(Arc::clone(inner))));
-    run(Box::pin(watch_disk(Arc::clone(inner))));
+    run(Box::pin(disk::watch_room(Arc::clone(inner))));
+    run(Box::pin(disk::watch_syncs(Arc::clone(inner))));
     run(Box::pin(contacts::watch(Arc::clone(inner))));
 }
 
@@ -176,124 +170,5 @@ async fn tick(inner: Arc<Inner>) {
                 tracing::debug!(error = %e, "a tick was not logged");
             }
         }
-    }
-}
-
-/// Free space here, and what the primary knows of the others'.
-pub(super) struct DiskWatch {
-    dir: PathBuf,
-    reserve: u64,
-    free: AtomicU64,
-    low: AtomicBool,
-    peers_low: Mutex<HashMap<NodeId, bool>>,
-}
-
-impl DiskWatch {
-    pub(super) fn new(dir: PathBuf, reserve: u64) -> Self {
-        let watch = Self {
-            dir,
-            reserve,
-            free: AtomicU64::new(u64::MAX),
-            low: AtomicBool::new(false),
-            peers_low: Mutex::default(),
-        };
-        watch.look();
-        watch
-    }
-
-    fn look(&self) {
-        match free_bytes(&self.dir) {
-            Ok(free) => {
-                self.free.store(free, Ordering::Relaxed);
-                let low = free < self.reserve;
-                if !low {
-                    // Known for a hand-over for want of disk, and growing old: other transfers go anywhere.
-                    self.peers_low().clear();
-                }
-                if self.low.swap(low, Ordering::Relaxed) != low {
-                    match low {
-                        true => tracing::warn!(
-                            free,
-                            reserve = self.reserve,
-                            "the disk is below its reserve: no writes"
-                        ),
-                        false => tracing::info!(free, "the disk has room again: writes are taken"),
-                    }
-                }
-            }
-            Err(e) => {
-                tracing::warn!(error = %e, dir = %self.dir.display(), "cannot tell how much disk is free")
-            }
-        }
-    }
-
-    pub(super) fn free(&self) -> u64 {
-        self.free.load(Ordering::Relaxed)
-    }
-
-    /// Below the reserve: as primary, no writes.
-    pub(super) fn is_low(&self) -> bool {
-        self.low.load(Ordering::Relaxed)
-    }
-
-    /// Below half the reserve: as backup, no entries either.
-    pub(super) fn is_nearly_full(&self) -> bool {
-        self.free() < self.reserve / 2
-    }
-
-    pub(super) fn is_low_on(&self, id: NodeId) -> bool {
-        self.peers_low().get(&id).copied().unwrap_or(false)
-    }
-
-    fn peers_low(&self) -> MutexGuard<'_, HashMap<NodeId, bool>> {
-        self.peers_low.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn error(&self) -> NodeError {
-        let text = format!(
-            "the disk of this server has {} MiB free, below its reserve of {} MiB: it takes no writes. Free some space \
-             there; it goes on by itself",
-            self.free() >> 20,
-            self.reserve >> 20
-        );
-        NodeError::not_applied(Code::DiskFull, text).retry_after(1000)
-    }
-}
-
-async fn watch_disk(inner: Arc<Inner>) {
-    loop {
-        tokio::time::sleep(DISK).await;
-        inner.disk.look();
-        if !inner.disk.is_low() || !inner.is_leader() {
-            continue;
-        }
-        // Leadership moves where another server has room.
-        let members = inner.members();
-        let statuses = join_all(members.iter().map(|(id, info)| inner.ask_status(*id, info))).await;
-        let low: HashMap<NodeId, bool> = members
-            .keys()
-            .zip(statuses)
-            .map(|(id, status)| (*id, status.is_none_or(|status| status.disk_low)))
-            .collect();
-        *inner.disk.peers_low() = low;
-        inner.hand_over(Duration::from_secs(2)).await;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_known_of_other_disks_is_forgotten_with_the_want_that_asked_for_it() {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-        let mut disk = DiskWatch::new(dir, u64::MAX);
-        assert!(disk.is_low());
-        disk.peers_low().insert(2, true);
-        disk.look();
-        assert!(disk.is_low_on(2) && !disk.is_low_on(3));
-        disk.reserve = 0;
-        disk.look();
-        assert!(!disk.is_low() && !disk.is_low_on(2));
     }
 }

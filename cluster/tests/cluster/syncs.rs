@@ -131,7 +131,7 @@ async fn the_others_go_on_without_a_primary_whose_log_does_not_sync() {
 /// As when one disk carries them all. An election would not make it faster.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_primary_stays_while_all_disks_hang_and_reads_are_answered() {
-    let cluster = Cluster::start_three().await;
+    let cluster = Cluster::start_with(Options::patient()).await;
     let primary = cluster.primary().await;
     let term = cluster.status(&primary).term;
     let node = cluster.node(&primary);
@@ -143,10 +143,11 @@ async fn the_primary_stays_while_all_disks_hang_and_reads_are_answered() {
     });
     // Longer than a lease and two election time-outs, and longer than a connection may be silent.
     let undisturbed = || cluster.names().iter().all(|name| cluster.status(name).term == term);
-    throughout("the term stays while the disks hang", Duration::from_secs(4), undisturbed).await;
+    throughout("the term stays while the disks hang", Duration::from_secs(6), undisturbed).await;
     for name in cluster.names() {
-        let read = cluster.node(&name).read_point(ReadLevel::Linearizable, within(1000)).await;
+        let read = cluster.node(&name).read_point(ReadLevel::Linearizable, within(5000)).await;
         assert!(read.is_ok(), "{name}: {read:?}");
+        assert!(!cluster.node(&name).ready(), "{name} says that its disk hangs");
     }
     assert!(!proposed.is_finished(), "acknowledged before it was on disk");
     drop(hang);
@@ -155,6 +156,30 @@ async fn the_primary_stays_while_all_disks_hang_and_reads_are_answered() {
     cluster.converge().await;
     assert_eq!(tally::held(&node, "hits"), 2);
     drop(node);
+    cluster.finish().await;
+}
+
+/// The others acknowledge without it, and it would fill up with what it cannot flush.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_whose_disk_alone_hangs_hands_leadership_over() {
+    let cluster = Cluster::start_three().await;
+    let mut client = Client::open(&cluster.nodes, "hits").await;
+    let hung = cluster.primary().await;
+    let hang = Hang::of(&cluster, std::slice::from_ref(&hung));
+    let mut adds = 0;
+    eventually("another leads", async || {
+        client.add().await;
+        adds += 1;
+        let others = cluster.others(&hung);
+        others.iter().any(|name| cluster.node(name).is_primary())
+    })
+    .await;
+    drop(hang);
+    eventually("it is ready again", async || cluster.node(&hung).ready()).await;
+    cluster.converge().await;
+    for node in cluster.nodes.all() {
+        assert_eq!(tally::held(&node, "hits"), adds);
+    }
     cluster.finish().await;
 }
 

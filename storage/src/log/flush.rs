@@ -6,8 +6,8 @@
 //! the Raft core without a detour, and only *notifies* the task that starts the next sync.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use openraft::storage::IOFlushed;
 use tokio::sync::{Notify, watch};
@@ -16,8 +16,8 @@ use crate::raft_types::TypeConfig;
 
 /// Shared between the log, raft-log's thread and the task that starts syncs.
 pub(super) struct FlushClock {
-    /// A sync is running.
-    busy: AtomicBool,
+    /// The sync that is running has begun then.
+    running: Mutex<Option<Instant>>,
     /// A sync has ended, and another may be wanted.
     pub(super) wake: Notify,
     /// Writes up to this number are on disk; the error that ended it all, if one did.
@@ -26,16 +26,24 @@ pub(super) struct FlushClock {
 
 impl FlushClock {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            busy: AtomicBool::new(false),
-            wake: Notify::new(),
-            durable: watch::Sender::new(Ok(0)),
-        })
+        Arc::new(Self { running: Mutex::default(), wake: Notify::new(), durable: watch::Sender::new(Ok(0)) })
     }
 
     /// Takes the right to start a sync; false when one is running.
     pub(super) fn try_start(&self) -> bool {
-        self.busy.compare_exchange(false, true, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        let mut running = self.running();
+        let free = running.is_none();
+        running.get_or_insert_with(Instant::now);
+        free
+    }
+
+    /// For how long the sync that is running has run.
+    pub(super) fn sync_time(&self) -> Option<Duration> {
+        self.running().map(|begun| begun.elapsed())
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A failed sync is never retried: the kernel may have dropped the pages that it could not write.
@@ -96,7 +104,7 @@ impl raft_log::Callback for Flushed {
                 Err(e) => Err(io::Error::new(e.kind(), e.to_string())),
             });
         }
-        self.clock.busy.store(false, Ordering::Release);
+        *self.clock.running() = None;
         self.clock.wake.notify_one();
     }
 }

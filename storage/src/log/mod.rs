@@ -18,6 +18,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt as _, stream};
 use openraft::entry::RaftEntry;
@@ -114,6 +115,11 @@ impl DeltaLog {
             Ok(Err(cause)) => Err(failed(cause)),
             Err(_) => Err(failed("it was closed")),
         }
+    }
+
+    /// For how long the sync that is running has run; `None` while none is.
+    pub fn sync_time(&self) -> Option<Duration> {
+        self.inner.clock.sync_time()
     }
 
     /// How far the log reaches, synced or not.

@@ -124,7 +124,10 @@ impl State {
         let filled =
             snapshot::load(file, &base).and_then(|meta| base.flush(std::iter::empty::<(&[u8], _)>(), &meta));
         match filled {
-            Ok(()) => Ok(built),
+            Ok(()) => {
+                base.close();
+                Ok(built)
+            }
             Err(e) => {
                 base.abandon();
                 Err(e)
@@ -158,6 +161,7 @@ impl State {
         self.shared.applied.send_replace(applied);
         self.shared.room.notify_waiters();
         blocking(move || {
+            old.rows().base().clone().close();
             drop(old);
             // That alone: another snapshot may have been built meanwhile.
             std::fs::remove_dir_all(old_dir)

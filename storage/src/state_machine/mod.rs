@@ -268,6 +268,22 @@ impl State {
         .await
     }
 
+    /// A last flush, before this and all other handles are dropped.
+    ///
+    /// # Errors
+    /// As [`Self::flush`].
+    pub async fn close(&self) -> io::Result<()> {
+        let flushed = self.flush().await;
+        if let Ok(base) = self.read(|machine| machine.rows().base().clone()) {
+            blocking(move || {
+                base.close();
+                Ok(())
+            })
+            .await?;
+        }
+        flushed.map(drop)
+    }
+
     /// [`Self::flush`] for who holds the gate.
     async fn flush_gated(&self) -> io::Result<FlushMeta> {
         let last = self.last_flush();
