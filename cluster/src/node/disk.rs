@@ -137,7 +137,7 @@ pub(super) async fn watch_syncs(inner: Arc<Inner>) {
             (Some(time), None) => {
                 tracing::warn!(
                     ?time,
-                    "the disk hangs: a sync of the delta log has not ended; nothing is acknowledged here before"
+                    "the disk hangs: a sync of the delta log has not ended, and what waits for this disk waits"
                 );
                 hung = Some(committed());
             }
@@ -151,7 +151,7 @@ pub(super) async fn watch_syncs(inner: Arc<Inner>) {
 }
 
 impl Inner {
-    /// Since when the running sync of the log takes longer than a slow disk.
+    /// How long the running sync of the log has taken, once that is longer than a slow disk needs.
     pub(super) fn hang(&self) -> Option<Duration> {
         self.state.log().sync_time().filter(|time| *time >= HANG)
     }
