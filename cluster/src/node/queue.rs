@@ -18,8 +18,9 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 /// Bytes in one entry; one command alone may have more.
 const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// An entry of so many commands does not wait for the one in flight. Smaller ones do: each costs every server several
-/// hundred microseconds, however little is in it (docs/performance.md).
-pub(super) const LARGE: usize = 256;
+/// hundred microseconds, however little is in it. And a crowd of twice as many clients parts in two, one half answered
+/// while the other's entry is on its way to the disks: neither waits (docs/performance.md).
+pub(super) const LARGE: usize = 128;
 /// Before an entry is closed, the runtime goes round once more, which serves the connections that have something to say,
 /// until nothing comes in a round; or in so many, while less is here than the entry before had: its clients have their
 /// answers and are about to come back.
