@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "data",
     "disk-reserve",
     "election-timeout",
+    "gfd",
     "heartbeat",
     "join",
     "listen",
@@ -39,13 +40,14 @@ const KEYS: &[&str] = &[
     "peer-listen",
     "read",
     "register",
+    "restart",
     "servers",
     "session",
     "timeout",
 ];
 
 /// The tables that a file may hold.
-const SECTIONS: &[&str] = &["server", "client", "cluster", "bench"];
+const SECTIONS: &[&str] = &["server", "client", "cluster", "bench", "lfd", "gfd"];
 
 /// A setting that cannot be used, with where it was found and what is expected.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,11 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod detectors;
 mod http;
 pub mod server;
 pub mod services;
+pub mod transcript;
 
 pub use quorate_storage::delta::Millis;
 pub use quorate_storage::service::{Context, QueryContext, Refusal, Registry, Service};

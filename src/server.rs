@@ -108,6 +108,8 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
         true => "reads its state and applies its log again",
         false => "is still joining its cluster",
     };
+    let said =
+        http::Said { name: info.name.clone(), incarnation: args.incarnation, transcript: args.transcript };
     let starting = Node::start(NodeOptions {
         dir: args.data,
         info,
@@ -123,14 +125,14 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
     });
     let node = tokio::select! {
         node = starting => node?,
-        never = http::starting::answer(&listener, doing) => match never {},
+        never = http::starting::answer(&listener, doing, &said) => match never {},
         // Still joining: there is nothing to hand over yet.
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     tracing::info!(name = node.name(), listen = %bound(&listener)?, "serving");
     let stop = watch::Sender::new(false);
-    let serving = tokio::spawn(http::serve(listener, node.clone(), stop.subscribe()));
+    let serving = tokio::spawn(http::serve(listener, node.clone(), said, stop.subscribe()));
     let result = tokio::select! {
         cause = node.failed() => Err(ServerError::Failed(cause)),
         _ = terminate.recv() => Ok(()),

@@ -4,6 +4,7 @@
 //! the membership of its cluster, stop it.
 
 pub mod clock;
+pub mod detect;
 pub mod error;
 pub mod message;
 pub mod node;

@@ -11,6 +11,7 @@ mod cluster;
 mod common;
 mod connect;
 mod console;
+mod detectors;
 mod output;
 mod repeat;
 pub mod server_args;
@@ -64,6 +65,18 @@ Example:
 
 The first server of a cluster is made by `quorate cluster init`; the others join through --join. A server that has
 its data goes on as who it is.";
+const LFD_EXAMPLE: &str = "\
+Example:
+  quorate lfd --name LFD1 --listen 127.0.0.1:8201 --gfd 127.0.0.1:8101 -- \\
+      server --name S1 --data d1 --listen 127.0.0.1:8001 --peer-listen 127.0.0.1:9001
+
+SIGTERM takes the server down with it. A server whose detector was killed goes on, and a new detector adopts it.
+GET /v1/lfd shows what it sees; POST /v1/launch, /v1/stop and /v1/hold say what the server is to do.";
+const GFD_EXAMPLE: &str = "\
+Example:
+  quorate gfd --listen 127.0.0.1:8101
+
+GET /v1/view shows who is alive, GET /v1/view/watch streams the changes.";
 const COMPLETIONS_EXAMPLE: &str = "\
 Example:
   quorate completions bash > ~/.local/share/bash-completion/completions/quorate";
@@ -84,6 +97,12 @@ enum Command {
     /// Run a server
     #[command(after_help = SERVER_EXAMPLE)]
     Server(Box<ServerFlags>),
+    /// Run a local fault detector, which launches a server and watches it
+    #[command(after_help = LFD_EXAMPLE)]
+    Lfd(Box<detectors::LfdFlags>),
+    /// Run the global fault detector, which watches the local ones and keeps the view
+    #[command(after_help = GFD_EXAMPLE)]
+    Gfd(Box<detectors::GfdFlags>),
     /// Make, look at and change a cluster
     Cluster(Box<cluster::ClusterArgs>),
     /// Work with counters and registers
@@ -138,6 +157,19 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
             let arguments = flags.resolve(&Config::load(file, "server")?)?;
             log_to_stderr(&arguments.log_level)?;
             crate::server::run(arguments, registry).map_err(CliError::failed)?;
+            Ok(Exit::Done)
+        }
+        Command::Lfd(flags) => {
+            let (arguments, log_level) =
+                flags.resolve(&Config::load(file, "lfd")?, &Config::load(file, "server")?)?;
+            log_to_stderr(&log_level)?;
+            crate::detectors::run(crate::detectors::lfd::run(arguments)).map_err(CliError::failed)?;
+            Ok(Exit::Done)
+        }
+        Command::Gfd(flags) => {
+            let (arguments, log_level) = flags.resolve(&Config::load(file, "gfd")?)?;
+            log_to_stderr(&log_level)?;
+            crate::detectors::run(crate::detectors::gfd::run(arguments)).map_err(CliError::failed)?;
             Ok(Exit::Done)
         }
         Command::Cluster(arguments) => cluster::run(*arguments, file, &registry),

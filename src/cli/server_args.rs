@@ -9,6 +9,7 @@ use quorate_cluster::node::{LOG_KEEP, Timing};
 
 use super::addresses;
 use crate::config::{self, Config, ConfigError};
+use crate::transcript::Transcript;
 
 /// What keeps free on the disk when nothing else is said.
 const DEFAULT_DISK_RESERVE: u64 = 256 << 20;
@@ -46,6 +47,10 @@ pub struct ServerArgs {
     pub heartbeat: Option<Duration>,
     /// What is logged: a level, or directives such as `quorate=debug,info`.
     pub log_level: String,
+    /// Which launch this is, when a local fault detector has launched it; else 0.
+    pub incarnation: u64,
+    /// What is printed for an operator to follow.
+    pub transcript: Transcript,
 }
 
 /// Everything that `quorate cluster init` was told.
@@ -111,6 +116,12 @@ pub(crate) struct ServerFlags {
     /// What to log on stderr: error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Print each heartbeat on stdout
+    #[arg(long)]
+    transcript: bool,
+    /// Which launch this is: said by a local fault detector
+    #[arg(long, value_name = "N", hide = true)]
+    incarnation: Option<u64>,
 }
 
 impl ServerFlags {
@@ -138,6 +149,8 @@ impl ServerFlags {
             log_level: config
                 .pick("log-level", self.log_level, config::parsed)?
                 .unwrap_or_else(|| DEFAULT_LOG_LEVEL.to_owned()),
+            incarnation: self.incarnation.unwrap_or_default(),
+            transcript: Transcript { on: self.transcript },
         })
     }
 }

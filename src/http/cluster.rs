@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Query, State};
+use axum::http::Uri;
 use axum::response::{IntoResponse as _, Response};
 use quorate_cluster::error::NodeError;
 use quorate_cluster::message::{MemberOp, MembersRequest, NodeStatus};
@@ -56,6 +57,8 @@ pub(super) async fn status(State(app): Shared) -> Answer {
     body["version"] = json!(env!("CARGO_PKG_VERSION"));
     body["clock_ahead_ms"] = json!(status.clock_ahead_ms);
     body["time_ms"] = json!(status.time);
+    body["pid"] = json!(std::process::id());
+    body["incarnation"] = json!(app.said.incarnation);
     to_json(&body)
 }
 
@@ -247,8 +250,10 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
     }))
 }
 
-/// `GET /healthz`: the process works. A missing primary is no reason to restart it.
-pub(super) async fn healthz() -> Response {
+/// `GET /healthz`: the process works. A missing primary is no reason to restart it. Detectors ask this, and add who
+/// they are.
+pub(super) async fn healthz(State(app): Shared, uri: Uri) -> Response {
+    app.said.heard(uri.query());
     alive()
 }
 

@@ -31,6 +31,8 @@ use tokio::sync::{Semaphore, watch as watch_channel};
 
 use self::body::Bodies;
 use self::problem::Problem;
+use crate::detectors::Beat;
+use crate::transcript::Transcript;
 
 /// Watches at once.
 const MAX_WATCHES: usize = 1024;
@@ -40,9 +42,33 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_PRIMARY_PATIENCE: Duration = Duration::from_millis(800);
 /// A change of the membership may wait for a learner to catch up.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the process was told that the node need not know.
+#[derive(Debug, Clone)]
+pub(crate) struct Said {
+    /// The server's name.
+    pub(crate) name: String,
+    /// Which launch this is; 0 when no detector has launched it.
+    pub(crate) incarnation: u64,
+    /// What is printed for an operator to follow.
+    pub(crate) transcript: Transcript,
+}
+
+impl Said {
+    /// A heartbeat has come, if `query` is one's: it is told in the transcript.
+    fn heard(&self, query: Option<&str>) {
+        if self.transcript.on
+            && let Some(beat) = query.and_then(|query| serde_urlencoded::from_str::<Beat>(query).ok())
+        {
+            self.transcript.heartbeat_received(beat.number, &self.name, &beat.from);
+        }
+    }
+}
+
 /// What the handlers share.
 struct App {
     node: Node,
+    said: Said,
     bodies: Bodies,
     watches: Arc<Semaphore>,
     requests: AtomicU64,
@@ -60,10 +86,12 @@ type Answer = Result<Response, Problem>;
 pub(crate) async fn serve(
     listener: TcpListener,
     node: Node,
+    said: Said,
     stop: watch_channel::Receiver<bool>,
 ) -> io::Result<()> {
     let app = Arc::new(App {
         node,
+        said,
         bodies: Bodies::new(),
         watches: Arc::new(Semaphore::new(MAX_WATCHES)),
         requests: AtomicU64::new(0),

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::Said;
 use super::problem::Problem;
 
 /// Connections at once, and how long each may take: one request on each, whose answer is always at hand.
@@ -22,7 +23,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 const RETRY_MS: u64 = 500;
 
 /// Answers on `listener` for a server that is still `doing` something; never returns.
-pub(crate) async fn answer(listener: &TcpListener, doing: &'static str) -> Infallible {
+pub(crate) async fn answer(listener: &TcpListener, doing: &'static str, said: &Said) -> Infallible {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await;
@@ -35,8 +36,10 @@ pub(crate) async fn answer(listener: &TcpListener, doing: &'static str) -> Infal
             }
         };
         // On its own: an answer that is under way when the node is there still comes.
+        let said = said.clone();
         tokio::spawn(async move {
             let service = service_fn(async |request: Request<Incoming>| {
+                said.heard(request.uri().query());
                 Ok::<_, Infallible>(respond(request.uri().path(), doing))
             });
             // The next request is to find the node, as soon as it is there.

@@ -11,6 +11,7 @@ pub(crate) mod load;
 pub(crate) mod mount;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod watched;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,47 @@
+//! HTTP as the detectors and the manager serve it: few clients, small requests, and a bound on everything.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+const CONNECTIONS: usize = 256;
+/// From one request to the next, head included.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_BODY: usize = 64 << 10;
+
+/// Serves `router` until it is dropped.
+///
+/// # Errors
+/// When the listener breaks.
+pub(super) async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
+    let router = router.layer(DefaultBodyLimit::max(MAX_BODY));
+    let slots = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                tracing::warn!(error = %e, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            // What fails here is the client's.
+            let _ = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(slot);
+        });
+    }
+}

@@ -1,0 +1,50 @@
+//! The lines that an operator follows, on stdout, beside the log on stderr. Times are UTC, as in the log.
+
+use std::fmt::{Arguments, Display};
+use std::io::Write as _;
+
+use quorate_cluster::clock::{Clock as _, SystemClock};
+
+/// `--transcript`, or nothing but what a role prints anyway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Transcript {
+    /// Whether everything is printed.
+    pub on: bool,
+}
+
+impl Transcript {
+    /// Who a role takes for alive; printed always.
+    pub fn members(self, role: &str, names: &[String]) {
+        let plural = if names.len() == 1 { "member" } else { "members" };
+        let list = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
+        print(format_args!("{role}: {} {plural}{list}", names.len()));
+    }
+
+    /// A heartbeat goes out.
+    pub fn heartbeat_sent(self, count: u64, from: &str, to: &str) {
+        self.timed(count, format_args!("{from} sending heartbeat to {to}"));
+    }
+
+    /// A heartbeat has come.
+    pub fn heartbeat_received(self, count: u64, by: &str, from: &str) {
+        self.timed(count, format_args!("{by} receives heartbeat from {from}"));
+    }
+
+    fn timed(self, mark: impl Display, text: Arguments<'_>) {
+        if self.on {
+            print(format_args!("[{}] [{mark}] {text}", time_of_day()));
+        }
+    }
+}
+
+/// Who follows the transcript may have closed the pipe: that stops nothing.
+fn print(line: Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// HH:MM:SS
+fn time_of_day() -> String {
+    let seconds = SystemClock.wall() / 1000 % 86_400;
+    format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
