@@ -8,6 +8,7 @@ pub mod detect;
 pub mod error;
 pub mod message;
 pub mod node;
+pub mod policy;
 pub mod transport;
 
 mod raft_network;
