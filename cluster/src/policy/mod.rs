@@ -294,8 +294,6 @@ fn replace_dead(turn: &mut Turn<'_>) -> Decision {
 /// A dead learner, or one whose name a newer node has, goes.
 fn forget_dead(turn: &mut Turn<'_>) -> Decision {
     let learners = || turn.seen.members.iter().filter(|member| !member.voter);
-    let newer =
-        |old: &Member| turn.seen.members.iter().find(|member| member.name == old.name && member.id > old.id);
     if let Some((old, new)) = learners().find_map(|old| Some((old, turn.newer(old)?)))
         && old.silent.is_some()
     {
