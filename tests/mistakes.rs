@@ -33,6 +33,18 @@ async fn a_misspelt_level_is_no_level() {
 }
 
 #[tokio::test]
+async fn nobody_joins_through_itself() {
+    let port = support::process::Port::reserve();
+    let peer = port.address();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let data = dir.path().join("d3").display().to_string();
+    let words = ["server", "--name", "S3", "--data", &data, "--listen", "127.0.0.1:0"];
+    let run = quorate([&words[..], &["--peer-listen", &peer, "--join", &peer]].concat()).await.expect(FAILED);
+    // Its log is on stderr as well.
+    says(&run, &["--join names only itself", &peer, "quorate cluster init --name S3"]);
+}
+
+#[tokio::test]
 async fn a_peer_port_is_taken_for_one() {
     let cluster = Cluster::start(1).await;
     let peer = cluster.server("S1").peer.address();

@@ -100,11 +100,16 @@ start_server() {
 }
 
 # settle NAME: waits until it is a voter and ready, and promotes it if it has joined as a learner, or was removed.
+# Without a primary for 10 s there is nothing to wait for: a server that hears no more of the primary may name it still
+# for a moment.
 settle() {
-    local name=$1 end=$((SECONDS + 60)) message='' role
+    local name=$1 end=$((SECONDS + 60)) primary_seen=$SECONDS message='' role
     until is_voter "$name" && is_ready "$name"; do
         check_alive "$name"
         ((SECONDS < end)) || die "$name is no ready voter after 60 s${message:+, the last refusal being: $message}; its log is $DIR/$name/log"
+        any_primary && primary_seen=$SECONDS
+        ((SECONDS - primary_seen < 10)) || die "$name runs, but the cluster has no primary: it takes a majority of the voters, each with its own data." \
+            "'scripts/cluster.sh status' shows who is missing"
         role=$(http_get "$(url "$name")/v1/status" | json_field role) || role=''
         if [[ $role == learner || $role == removed ]]; then
             # It may not have caught up yet, so a refusal here is no failure until the time is over.

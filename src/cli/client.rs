@@ -49,7 +49,9 @@ enum Action {
     #[command(after_help = "Example:\n  quorate client console")]
     Console,
     /// Set the register to text and count, again and again
-    #[command(after_help = "Example:\n  quorate client loop --every 1s --text hello_world")]
+    #[command(
+        after_help = "Example:\n  quorate client loop --every 1s --text hello_world\n\nIt ends at the first text that fails: --timeout is how long an outage may last."
+    )]
     Loop(repeat::LoopArgs),
 }
 

@@ -67,7 +67,11 @@ fn row(server: &ServerStatus) -> [String; 10] {
 fn primary(status: &ClusterStatus) -> String {
     let term = status.term.map_or_else(String::new, |term| format!(" (term {term})"));
     match &status.primary {
-        Some(name) => format!("{name}{term}"),
+        Some(name) => {
+            // It was, a moment ago: whoever was asked has not missed it yet.
+            let away = status.servers.iter().any(|server| server.name == *name && server.state == "away");
+            format!("{name}{term}{}", if away { ", which does not answer" } else { "" })
+        }
         None => format!("none{term}: writes wait until a majority of the voters can talk to each other"),
     }
 }

@@ -111,6 +111,12 @@ impl Route {
 /// Reads a server's address: `http://HOST:PORT`, or `HOST:PORT` for short.
 pub(crate) fn parse(text: &str) -> Result<Url, String> {
     let text = text.trim();
+    // A URL takes a number for an IP address.
+    if text.parse::<u64>().is_ok() {
+        return Err(format!(
+            "`{text}` is a port without a host; expected HOST:PORT, such as 127.0.0.1:{text}"
+        ));
+    }
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let url = Url::parse(&full).map_err(|error| format!("`{text}` is no server address: {error}"))?;
     if url.scheme() != "http" {

@@ -130,7 +130,7 @@ async fn not_found(uri: Uri) -> Problem {
 
 async fn wrong_method(request: Request<Body>) -> Problem {
     let text = format!(
-        "{} does not work on {}: commands are POST, queries GET",
+        "{} does not work on {}: commands are POST, queries GET, and the README lists the other paths with their methods",
         request.method(),
         request.uri().path()
     );

@@ -35,6 +35,19 @@ pub enum JoinError {
         /// The server's name.
         name: String,
     },
+    /// Nobody but itself was named to join through.
+    #[error(
+        "{dir} is empty, so this server must join a cluster, and --join names only itself ({peer}). Name another server of \
+         the cluster, or make a new cluster first: quorate cluster init --name {name} --data {dir} …"
+    )]
+    OnlyItself {
+        /// The directory.
+        dir: String,
+        /// The server's name.
+        name: String,
+        /// Its peer address.
+        peer: String,
+    },
     /// The cluster refuses.
     #[error("the cluster refuses to let {name} join: {cause}")]
     Refused {
@@ -54,13 +67,18 @@ pub(super) async fn join(options: &NodeOptions) -> Result<(), JoinError> {
     if options.join.is_empty() {
         return Err(JoinError::NoPeers { dir: options.dir.display().to_string(), name });
     }
+    let peers: Vec<&String> = options.join.iter().filter(|peer| **peer != options.info.peer).collect();
+    if peers.is_empty() {
+        let (dir, peer) = (options.dir.display().to_string(), options.info.peer.clone());
+        return Err(JoinError::OnlyItself { dir, name, peer });
+    }
     if let Err(e) = check_name(&name) {
         return Err(JoinError::Refused { name, cause: e.detail });
     }
     let mut told = String::new();
     let begun = Instant::now();
     loop {
-        for peer in &options.join {
+        for &peer in &peers {
             match ask(options, peer).await {
                 Ok(reply) => return create(options, reply).await,
                 Err(CallError::Peer(e)) if e.code == Code::Refused && begun.elapsed() >= REFUSED_PATIENCE => {

@@ -240,7 +240,7 @@ async fn a_reply_that_cannot_be_read_is_not_called_a_failure() {
 
 #[test]
 fn addresses_are_checked_before_anything_is_sent() {
-    let bad = ["https://127.0.0.1:8001", "http://", "ftp://x", "http://127.0.0.1:99999"];
+    let bad = ["https://127.0.0.1:8001", "http://", "ftp://x", "http://127.0.0.1:99999", "8001"];
     let with_path =
         ["http://127.0.0.1:8001/foo", "127.0.0.1:8001/v1/cluster", "http://h:1?a=b", "http://h:1/#x"];
     for bad in bad.into_iter().chain(with_path) {

@@ -1,6 +1,7 @@
 //! Services behind one object-safe trait: bytes and JSON in, bytes and JSON out.
 
 use serde::Deserialize as _;
+use serde_json::error::Category;
 
 use super::params::ParamsDeserializer;
 use super::{Context, EncodedCommands, QueryContext, Refusal, Service, batch};
@@ -220,9 +221,10 @@ fn bad_request(text: String) -> BadRequest {
 /// serde_json's message without "at line 1 column 20": that counts our wrapping, not the user's text.
 fn without_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    match text.find(" at line ") {
-        Some(at) => text[..at].to_owned(),
-        None => text,
+    let text = text.find(" at line ").map_or(&text[..], |at| &text[..at]);
+    match error.classify() {
+        Category::Syntax | Category::Eof => format!("this is no valid JSON: {text}"),
+        Category::Data | Category::Io => text.to_owned(),
     }
 }
 
