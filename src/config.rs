@@ -27,6 +27,8 @@ const KEYS: &[&str] = &[
     "advertise",
     "counter",
     "data",
+    "detector-heartbeat",
+    "detector-timeout",
     "disk-reserve",
     "election-timeout",
     "gfd",

@@ -2,6 +2,8 @@
 
 use std::fmt::{Arguments, Display};
 use std::io::Write as _;
+use std::sync::LazyLock;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use quorate_cluster::clock::{Clock as _, SystemClock};
 
@@ -37,10 +39,23 @@ impl Transcript {
     }
 }
 
-/// Who follows the transcript may have closed the pipe: that stops nothing.
+/// Lines that wait to be written.
+const WAITING: usize = 1_024;
+
+/// Hands a line to a thread of its own: a terminal that is held up, or a pipe that nobody reads, is not to hold up a
+/// server. What does not fit meanwhile is left out, and a pipe that was closed stops nothing.
 fn print(line: Arguments<'_>) {
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+    static WRITER: LazyLock<SyncSender<String>> = LazyLock::new(|| {
+        let (lines, waiting) = sync_channel::<String>(WAITING);
+        std::thread::spawn(move || {
+            let mut out = std::io::stdout();
+            for line in waiting {
+                let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+            }
+        });
+        lines
+    });
+    let _ = WRITER.try_send(line.to_string());
 }
 
 /// HH:MM:SS

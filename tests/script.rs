@@ -1,5 +1,6 @@
 //! `scripts/cluster.sh`, as a user types it: on the ports that it always takes.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -15,7 +16,9 @@ impl Script {
     /// `None`, and said loudly, when somebody else has the ports.
     fn new(test: &str) -> Option<Self> {
         if let Some(port) = PORTS.iter().find(|port| TcpListener::bind(("127.0.0.1", **port)).is_err()) {
-            println!("\n*** SKIPPED {test}: port {port} is in use, and scripts/cluster.sh needs it ***\n");
+            // Not by a macro, whose output the test runner keeps to itself when a test passes.
+            let text = format!("SKIPPED {test}: port {port} is in use, and scripts/cluster.sh needs it");
+            let _ = writeln!(std::io::stderr(), "\n*** {text} ***\n");
             return None;
         }
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");

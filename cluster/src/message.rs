@@ -1,5 +1,7 @@
 //! The messages between nodes. Append variants only: bincode numbers them by position.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, StreamAppendResult, TransferLeaderRequest,
@@ -143,10 +145,11 @@ pub struct Removal {
 }
 
 /// An operation on the membership.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberOp {
     /// A learner becomes a voter; it replaces a voter of the same name in the same change.
+    #[default]
     Promote,
     /// A voter becomes a learner.
     Demote,
@@ -154,10 +157,16 @@ pub enum MemberOp {
     Remove,
     /// Leadership moves.
     Transfer,
+    /// A learner votes in the place of a voter, which goes; a witness stays as a learner.
+    Replace,
+    /// The change that a primary left half done is finished.
+    Finish,
+    /// A removed server that still runs becomes a learner again.
+    TakeBack,
 }
 
 /// A membership operation with its compare-and-set.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct MembersRequest {
     /// What to do.
     pub op: MemberOp,
@@ -165,6 +174,10 @@ pub struct MembersRequest {
     pub name: String,
     /// Only if the membership is still the one of this log id (`term-index`).
     pub if_membership: Option<String>,
+    /// Which of the servers of that name: a wiped one is another node than it was.
+    pub node: Option<NodeId>,
+    /// For a replacement, the learner.
+    pub by: Option<NodeId>,
 }
 
 /// What became of it.
@@ -219,4 +232,8 @@ pub struct NodeStatus {
     pub clock_ahead_ms: Option<u64>,
     /// Seconds since its start.
     pub uptime_secs: u64,
+    /// Of a primary: for how long it has not heard of each member, in milliseconds; none if it never has.
+    pub silent_ms: BTreeMap<NodeId, Option<u64>>,
+    /// Of a primary: servers that were removed, still run, and ask it what has become of them.
+    pub strays: Vec<String>,
 }

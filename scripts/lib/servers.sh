@@ -103,12 +103,12 @@ start_server() {
 # Without a primary for 10 s there is nothing to wait for: a server that hears no more of the primary may name it still
 # for a moment.
 settle() {
-    local name=$1 end=$((SECONDS + 60)) primary_seen=$SECONDS message='' role
+    local name=$1 end=$((SECONDS + 60)) missed='' message='' role
     until is_voter "$name" && is_ready "$name"; do
         check_alive "$name"
         ((SECONDS < end)) || die "$name is no ready voter after 60 s${message:+, the last refusal being: $message}; its log is $DIR/$name/log"
-        any_primary && primary_seen=$SECONDS
-        ((SECONDS - primary_seen < 10)) || die "$name runs, but the cluster has no primary: it takes a majority of the voters, each with its own data." \
+        if any_primary; then missed=''; else missed=${missed:-$SECONDS}; fi
+        [[ -z $missed ]] || ((SECONDS - missed < 10)) || die "$name runs, but the cluster has no primary: it takes a majority of the voters, each with its own data." \
             "'scripts/cluster.sh status' shows who is missing"
         role=$(http_get "$(url "$name")/v1/status" | json_field role) || role=''
         if [[ $role == learner || $role == removed ]]; then

@@ -74,6 +74,9 @@ enum ClusterAction {
     Transfer {
         /// To whom [default: the best one]
         name: Option<String>,
+        /// Only if the membership is still the one with this log id (`membership.log_id` of `status --json`)
+        #[arg(long, value_name = "LOG_ID")]
+        if_membership: Option<String>,
     },
     /// Write a snapshot, as a backup
     #[command(after_help = "Example:\n  quorate cluster snapshot")]
@@ -163,8 +166,9 @@ async fn perform(client: &Client, action: &ClusterAction) -> Result<Printed, Err
         ClusterAction::Promote(change) => change.carry_out(client, MembershipChange::Promote).await,
         ClusterAction::Demote(change) => change.carry_out(client, MembershipChange::Demote).await,
         ClusterAction::Remove(change) => change.carry_out(client, MembershipChange::Remove).await,
-        ClusterAction::Transfer { name } => {
-            let reply = client.transfer(name.as_deref()).await?;
+        ClusterAction::Transfer { name, if_membership } => {
+            let condition = if_membership.clone().map(Value::String);
+            let reply = client.transfer(name.as_deref(), condition.as_ref()).await?;
             let value = text_of(&reply, "primary").unwrap_or_else(|| "transferred".to_owned());
             Ok(Printed::new(value, reply.body))
         }

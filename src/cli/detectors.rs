@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Parser};
@@ -50,8 +51,9 @@ struct Common {
 
 impl DetectorFlags {
     fn resolve(self, config: &Config) -> Result<Common, ConfigError> {
-        let heartbeat = config.pick("heartbeat", self.heartbeat, config::timeout)?.unwrap_or(HEARTBEAT);
-        let timeout = config.pick("timeout", self.timeout, config::timeout)?.unwrap_or(TIMEOUT);
+        let heartbeat =
+            config.pick("detector-heartbeat", self.heartbeat, config::timeout)?.unwrap_or(HEARTBEAT);
+        let timeout = config.pick("detector-timeout", self.timeout, config::timeout)?.unwrap_or(TIMEOUT);
         if heartbeat < Duration::from_millis(10) || timeout < heartbeat * 2 {
             return Err(ConfigError::Value {
                 origin: "--heartbeat and --timeout".to_owned(),
@@ -133,8 +135,13 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 impl LfdFlags {
-    /// What it is to do, and what to log. `server` is the configuration as the server will see it.
-    pub(super) fn resolve(self, config: &Config, server: &Config) -> Result<(LfdArgs, String), CliError> {
+    /// What it is to do, and what to log. `server` is the configuration as the server will see it, from `file`.
+    pub(super) fn resolve(
+        self,
+        config: &Config,
+        server: &Config,
+        file: Option<&Path>,
+    ) -> Result<(LfdArgs, String), CliError> {
         if self.command.first().is_none_or(|first| first != "server") {
             let text = "what stands behind -- is to begin with the word server, for example: \
                         quorate lfd … -- server --name S1 --data d1 --listen … --peer-listen …";
@@ -154,6 +161,8 @@ impl LfdFlags {
         let url = |text: String| {
             Url::parse(&text).map_err(|error| CliError::usage(format!("{text} is no URL: {error}")))
         };
+        let mut command = self.command;
+        command.extend(file.into_iter().flat_map(|file| ["--config".into(), file.into()]));
         let args = LfdArgs {
             name: config.require("name", self.name, config::parsed)?,
             listen,
@@ -166,7 +175,7 @@ impl LfdFlags {
             server: launched.name,
             server_url: launched.advertise.unwrap_or(format!("http://{}", launched.listen)),
             heartbeat_url: url(format!("http://{}", reachable(launched.listen)))?,
-            command: self.command,
+            command,
         };
         Ok((args, log_level))
     }

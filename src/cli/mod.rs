@@ -161,7 +161,7 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
         }
         Command::Lfd(flags) => {
             let (arguments, log_level) =
-                flags.resolve(&Config::load(file, "lfd")?, &Config::load(file, "server")?)?;
+                flags.resolve(&Config::load(file, "lfd")?, &Config::load(file, "server")?, file)?;
             log_to_stderr(&log_level)?;
             crate::detectors::run(crate::detectors::lfd::run(arguments)).map_err(CliError::failed)?;
             Ok(Exit::Done)

@@ -180,9 +180,13 @@ impl Client {
         self.change("members", &body).await
     }
 
-    /// Hands the primary's office to another server, or to the best one when none is named.
-    pub async fn transfer(&self, to: Option<&str>) -> Result<Reply<Value>> {
-        let body = to.map_or_else(|| json!({}), |to| json!({"to": to}));
+    /// Hands the primary's office to another server, or to the best one when none is named; with `if_membership`, only if
+    /// the membership is still the one with that log id.
+    pub async fn transfer(&self, to: Option<&str>, if_membership: Option<&Value>) -> Result<Reply<Value>> {
+        let mut body = to.map_or_else(|| json!({}), |to| json!({"to": to}));
+        if let Some(log_id) = if_membership {
+            body["if_membership"] = log_id.clone();
+        }
         self.change("transfer", &body).await
     }
 

@@ -45,13 +45,16 @@ pub struct GfdArgs {
     pub transcript: Transcript,
 }
 
+/// A local detector's URL, its server's name, and that one's URL.
+type Watched = (String, String, String);
+
 struct Gfd {
     args: GfdArgs,
     client: reqwest::Client,
     views: Mutex<Views>,
     view: watch::Sender<View>,
     /// Who is heartbeaten, and where.
-    lfds: Mutex<BTreeMap<String, (String, JoinHandle<()>)>>,
+    lfds: Mutex<BTreeMap<String, (Watched, JoinHandle<()>)>>,
 }
 
 /// Runs the global fault detector until SIGTERM or SIGINT.
@@ -121,10 +124,12 @@ impl Gfd {
     fn watch(self: &Arc<Self>, report: &Report) -> Result<(), &'static str> {
         let mut lfds = self.lfds.lock().unwrap_or_else(PoisonError::into_inner);
         let known = lfds.get(&report.lfd);
-        if known.is_some_and(|(url, _)| *url == report.lfd_url) {
+        let watched = (report.lfd_url.clone(), report.name.clone(), report.url.clone());
+        if known.is_some_and(|(before, _)| *before == watched) {
             return Ok(());
         }
-        if known.is_none() && lfds.len() == MAX_LFDS {
+        let new = self.views().view().member(&report.name).is_none();
+        if known.is_none() && lfds.len() == MAX_LFDS || new && self.views().view().members.len() == MAX_LFDS {
             return Err("this detector watches as many others as it can");
         }
         let lfd = Url::parse(&report.lfd_url).map_err(|_| "lfd_url is no URL")?;
@@ -139,7 +144,7 @@ impl Gfd {
             direct: None,
         };
         let task = tokio::spawn(watching.run(report.lfd.clone()));
-        if let Some((_, before)) = lfds.insert(report.lfd.clone(), (report.lfd_url.clone(), task)) {
+        if let Some((_, before)) = lfds.insert(report.lfd.clone(), (watched, task)) {
             before.abort();
         }
         Ok(())

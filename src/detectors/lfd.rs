@@ -23,7 +23,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
 use super::process::Process;
-use super::{Beat, DetectorError, LOOKS, beat, listen, terminated, web};
+use super::{
+    Beat, DetectorError, INCARNATION_HEADER, LOOKS, NAME_HEADER, PID_HEADER, beat, listen, terminated, web,
+};
 use crate::transcript::Transcript;
 
 /// A server that was told to end has so long before it is killed: it hands leadership over and flushes.
@@ -185,7 +187,7 @@ impl Lfd {
         match found {
             Some((process, incarnation)) => {
                 tracing::info!(pid = process.pid(), incarnation, "adopted the server that runs already");
-                self.supervisor.adopted(incarnation, now);
+                self.supervisor.adopted(incarnation, now, SystemClock.wall());
                 self.process = Some(process);
                 // It has just answered.
                 self.accrual = Some(Accrual::new(self.args.heartbeat, self.args.timeout, now));
@@ -206,7 +208,7 @@ impl Lfd {
                         self.process = Some(process);
                     }
                     Err(error) => {
-                        tracing::error!(%error, "the server cannot be launched; it is tried again");
+                        tracing::error!(%error, "the server cannot be launched");
                         self.supervisor.ended(now);
                     }
                 }
@@ -214,27 +216,24 @@ impl Lfd {
         }
     }
 
-    /// The server, if it runs on this machine without this detector.
+    /// The server, if it runs on this machine without this detector. One that still starts says who it is, too.
     async fn find(&self) -> Option<(Process, u64)> {
-        #[derive(Deserialize)]
-        struct Status {
-            name: String,
-            pid: u32,
-            incarnation: u64,
-        }
-        let url = self.args.heartbeat_url.join("v1/status").ok()?;
-        let request = self.client.get(url).timeout(self.args.timeout).send();
-        let status: Status = request.await.ok()?.json().await.ok()?;
-        if status.name != self.args.server {
-            let (found, wanted) = (status.name, &self.args.server);
-            tracing::error!("at {} there is {found}, not {wanted}", self.args.heartbeat_url);
+        let url = self.args.heartbeat_url.join("healthz").ok()?;
+        let answer = self.client.get(url).timeout(self.args.timeout).send().await.ok()?;
+        let said = |header: &str| answer.headers().get(header)?.to_str().ok();
+        let (name, pid, incarnation) = (said(NAME_HEADER)?, said(PID_HEADER)?, said(INCARNATION_HEADER)?);
+        if name != self.args.server {
+            tracing::error!("at {} there is {name}, not {}", self.args.heartbeat_url, self.args.server);
             return None;
         }
-        let process = Process::adopt(status.pid);
-        process
-            .map(|process| (process, status.incarnation))
-            .map_err(|error| tracing::warn!(%error, "cannot adopt"))
-            .ok()
+        let (pid, incarnation) = (pid.parse().ok()?, incarnation.parse().ok()?);
+        match Process::adopt(pid) {
+            Ok(process) => Some((process, incarnation)),
+            Err(error) => {
+                tracing::warn!(%error, pid, "the server runs and cannot be adopted");
+                None
+            }
+        }
     }
 
     fn ended(&mut self, how: &str) {

@@ -22,6 +22,11 @@ const LOOKS: u32 = 5;
 /// Idle connections are kept longer than any heartbeat takes to come.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// What a server says of its process when it answers a heartbeat: by that a new detector adopts it.
+pub(crate) const NAME_HEADER: &str = "quorate-name";
+pub(crate) const PID_HEADER: &str = "quorate-pid";
+pub(crate) const INCARNATION_HEADER: &str = "quorate-incarnation";
+
 /// Why a detector ended, or did not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum DetectorError {

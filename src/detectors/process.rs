@@ -30,13 +30,20 @@ enum End {
 impl Process {
     /// Launches this program with `arguments`. It goes on when its parent is killed.
     pub(super) fn launch(arguments: &[OsString]) -> io::Result<Self> {
-        let child = Command::new(std::env::current_exe()?)
+        let mut child = Command::new(std::env::current_exe()?)
             .args(arguments)
             // A Ctrl-C in the terminal is the detector's to pass on, in order.
             .process_group(0)
             .spawn()?;
         let pid = child.id().ok_or_else(|| io::Error::other("the process has ended already"))?;
-        Ok(Self { pid, descriptor: descriptor(pid)?, end: End::Child(child) })
+        match descriptor(pid) {
+            Ok(descriptor) => Ok(Self { pid, descriptor, end: End::Child(child) }),
+            Err(error) => {
+                // Nobody would watch it.
+                child.start_kill()?;
+                Err(error)
+            }
+        }
     }
 
     /// A process of this machine that runs already.

@@ -105,7 +105,14 @@ pub(super) async fn cluster(State(app): Shared) -> Answer {
     };
     let head = status.members.iter().filter_map(|m| m.status.as_ref()).map(|s| s.last_log).max().unwrap_or(0);
     let leader = status.members.iter().find_map(|m| m.status.as_ref()?.leader);
-    let servers: Vec<Value> = status.members.iter().map(|member| server(member, leader, head)).collect();
+    let primary = status.members.iter().find(|member| Some(member.node_id) == leader);
+    let primary = primary.and_then(|member| member.status.as_ref());
+    let servers = status.members.iter().map(|member| {
+        let mut shown = server(member, leader, head);
+        shown["silent_ms"] = json!(primary.and_then(|primary| primary.silent_ms.get(&member.node_id)));
+        shown
+    });
+    let servers: Vec<Value> = servers.collect();
     to_json(&json!({
         "cluster_id": status.cluster_id,
         "mode": status.settings.get("mode"),
@@ -119,6 +126,7 @@ pub(super) async fn cluster(State(app): Shared) -> Answer {
             "joint": status.joint,
         },
         "servers": servers,
+        "strays": primary.map(|primary| &primary.strays),
         "settings": status.settings,
         "view": Value::Null,
     }))
@@ -154,8 +162,11 @@ fn server(member: &MemberStatus, leader: Option<u64>, head: u64) -> Value {
 #[serde(deny_unknown_fields)]
 struct Members {
     op: String,
+    #[serde(default)]
     name: String,
     if_membership: Option<String>,
+    node_id: Option<u64>,
+    by: Option<u64>,
 }
 
 /// A transfer changes no membership and has an address of its own, with its own fields.
@@ -164,32 +175,37 @@ fn member_op(name: &str) -> Result<MemberOp, Problem> {
         "promote" => Ok(MemberOp::Promote),
         "demote" => Ok(MemberOp::Demote),
         "remove" => Ok(MemberOp::Remove),
+        "replace" => Ok(MemberOp::Replace),
+        "finish" => Ok(MemberOp::Finish),
+        "take_back" => Ok(MemberOp::TakeBack),
         "transfer" => Err(Problem::bad_request(
             "a transfer of leadership is no change of the membership: POST /v1/cluster/transfer {\"to\":NAME}",
         )),
         other => Err(Problem::bad_request(format!(
-            "op: nothing is called {other:?}; there are: promote, demote, remove"
+            "op: nothing is called {other:?}; there are: promote, demote, remove, replace, finish, take_back"
         ))),
     }
 }
 
 /// `POST /v1/cluster/members`
 pub(super) async fn members(State(app): Shared, body: Body) -> Answer {
-    let Members { op, name, if_membership } = parse(&app, body).await?;
-    change(&app, MembersRequest { op: member_op(&op)?, name, if_membership }).await
+    let Members { op, name, if_membership, node_id: node, by } = parse(&app, body).await?;
+    change(&app, MembersRequest { op: member_op(&op)?, name, if_membership, node, by }).await
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Transfer {
     to: Option<String>,
+    if_membership: Option<String>,
 }
 
 /// `POST /v1/cluster/transfer`
 pub(super) async fn transfer(State(app): Shared, body: Body) -> Answer {
-    let Transfer { to } = parse(&app, body).await?;
+    let Transfer { to, if_membership } = parse(&app, body).await?;
     let name = to.unwrap_or_default();
-    change(&app, MembersRequest { op: MemberOp::Transfer, name, if_membership: None }).await
+    change(&app, MembersRequest { op: MemberOp::Transfer, name, if_membership, ..MembersRequest::default() })
+        .await
 }
 
 async fn change(app: &App, request: MembersRequest) -> Answer {
@@ -253,12 +269,7 @@ pub(super) async fn snapshot(State(app): Shared) -> Answer {
 /// `GET /healthz`: the process works. A missing primary is no reason to restart it. Detectors ask this, and add who
 /// they are.
 pub(super) async fn healthz(State(app): Shared, uri: Uri) -> Response {
-    app.said.heard(uri.query());
-    alive()
-}
-
-pub(super) fn alive() -> Response {
-    "ok\n".into_response()
+    app.said.alive(uri.query())
 }
 
 /// `GET /readyz`: caught up, and with a primary.

@@ -23,15 +23,16 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Uri};
-use axum::response::Response;
+use axum::response::{AppendHeaders, IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
 use quorate_cluster::node::Node;
+use quorate_storage::identity::valid_name;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch as watch_channel};
 
 use self::body::Bodies;
 use self::problem::Problem;
-use crate::detectors::Beat;
+use crate::detectors::{Beat, INCARNATION_HEADER, NAME_HEADER, PID_HEADER};
 use crate::transcript::Transcript;
 
 /// Watches at once.
@@ -55,13 +56,17 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// A heartbeat has come, if `query` is one's: it is told in the transcript.
-    fn heard(&self, query: Option<&str>) {
+    /// The process is alive, and this is who it is. A detector says in `query` who asks: that is told in the transcript.
+    fn alive(&self, query: Option<&str>) -> Response {
         if self.transcript.on
             && let Some(beat) = query.and_then(|query| serde_urlencoded::from_str::<Beat>(query).ok())
+            && valid_name(&beat.from)
         {
             self.transcript.heartbeat_received(beat.number, &self.name, &beat.from);
         }
+        let (pid, incarnation) = (std::process::id().to_string(), self.incarnation.to_string());
+        let who = [(NAME_HEADER, self.name.clone()), (PID_HEADER, pid), (INCARNATION_HEADER, incarnation)];
+        (AppendHeaders(who), "ok\n").into_response()
     }
 }
 

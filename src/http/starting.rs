@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::Uri;
 use axum::response::{IntoResponse as _, Response};
 use hyper::Request;
 use hyper::body::Incoming;
@@ -39,8 +40,7 @@ pub(crate) async fn answer(listener: &TcpListener, doing: &'static str, said: &S
         let said = said.clone();
         tokio::spawn(async move {
             let service = service_fn(async |request: Request<Incoming>| {
-                said.heard(request.uri().query());
-                Ok::<_, Infallible>(respond(request.uri().path(), doing))
+                Ok::<_, Infallible>(respond(request.uri(), doing, &said))
             });
             // The next request is to find the node, as soon as it is there.
             let serving = hyper::server::conn::http1::Builder::new()
@@ -54,9 +54,9 @@ pub(crate) async fn answer(listener: &TcpListener, doing: &'static str, said: &S
     }
 }
 
-fn respond(path: &str, doing: &str) -> Response {
-    if path == "/healthz" {
-        return super::cluster::alive();
+fn respond(uri: &Uri, doing: &str, said: &Said) -> Response {
+    if uri.path() == "/healthz" {
+        return said.alive(uri.query());
     }
     let text =
         format!("this server is starting: it {doing}. Ask another one, or wait; its log says how it goes");

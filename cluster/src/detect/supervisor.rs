@@ -109,8 +109,13 @@ impl Supervisor {
         self.incarnation
     }
 
-    /// A process was found running that another detector launched.
-    pub fn adopted(&mut self, incarnation: u64, now: Instant) {
+    /// A process was found running that another detector launched; or a person, then it has no incarnation (0), and gets
+    /// one as if it were launched now.
+    pub fn adopted(&mut self, incarnation: u64, now: Instant, wall: u64) {
+        if incarnation == 0 {
+            self.launched(now, wall);
+            return;
+        }
         self.incarnation = incarnation.max(self.incarnation);
         self.runs(now);
     }
@@ -232,9 +237,12 @@ mod tests {
     fn an_adopted_process_keeps_its_incarnation() {
         let now = Instant::now();
         let mut supervisor = Supervisor::new(Restart::OnCommand, now);
-        supervisor.adopted(2_000, now);
+        supervisor.adopted(2_000, now, 9_000);
         assert_eq!((supervisor.running(), supervisor.due(), supervisor.incarnation()), (true, None, 2_000));
         supervisor.ended(now);
         assert_eq!(supervisor.launched(now, 1_000), 2_001);
+        supervisor.ended(now);
+        supervisor.adopted(0, now, 9_000);
+        assert_eq!(supervisor.incarnation(), 9_000, "a person has started it");
     }
 }

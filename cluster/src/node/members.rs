@@ -210,12 +210,47 @@ impl Inner {
 
     async fn change_seen(&self, request: &MembersRequest, seen: LogId) -> Result<()> {
         let name = &request.name;
-        match request.op {
-            MemberOp::Promote => self.promote(name, self.finish_half_done(seen).await?).await,
-            MemberOp::Demote => self.demote(name, self.finish_half_done(seen).await?).await,
-            MemberOp::Remove => self.remove(name, self.finish_half_done(seen).await?).await,
-            MemberOp::Transfer => self.transfer(name).await,
+        if request.op == MemberOp::Transfer {
+            return self.transfer(name).await;
         }
+        let seen = self.finish_half_done(seen).await?;
+        match request.op {
+            MemberOp::Promote => self.promote(request, seen).await,
+            MemberOp::Demote => self.demote(request, seen).await,
+            MemberOp::Remove => self.remove(request, seen).await,
+            MemberOp::Replace => self.replace(request, seen).await,
+            MemberOp::TakeBack => self.take_back(name, seen).await.map(drop),
+            MemberOp::Finish | MemberOp::Transfer => Ok(()),
+        }
+    }
+
+    /// The members that a request means: all of the name, or the one node that it names.
+    fn meant(&self, request: &MembersRequest) -> BTreeSet<NodeId> {
+        let mut named = self.named(&request.name);
+        named.retain(|id| request.node.is_none_or(|node| node == *id));
+        named
+    }
+
+    /// A learner votes in the place of a voter, in one change. Its promotion alone would leave an even number of voters, and
+    /// the removal alone one too few.
+    async fn replace(&self, request: &MembersRequest, seen: LogId) -> Result<()> {
+        let mut voters = self.voters();
+        let members = self.members();
+        let Some(old) = self.meant(request).into_iter().find(|id| voters.contains(id)) else {
+            return Err(self.not_found(&request.name));
+        };
+        let Some((by, info)) = request.by.and_then(|by| Some((by, members.get(&by)?))) else {
+            let text = "a replacement names the learner that is to vote, by its node id (`by`)";
+            return Err(NodeError::not_applied(Code::BadRequest, text));
+        };
+        self.caught_up(by, &info.name).await?;
+        voters.remove(&old);
+        voters.insert(by);
+        self.check_quorum(&voters).await?;
+        self.leave_leadership(&BTreeSet::from([old])).await?;
+        // A witness is to follow on.
+        let stays = members.get(&old).is_some_and(|info| info.witness);
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), stays, Some(seen)).await.map(drop)
     }
 
     pub(super) fn members_reply(&self) -> MembersReply {
@@ -238,11 +273,12 @@ impl Inner {
         NodeError::not_applied(Code::NotFound, text)
     }
 
-    async fn promote(&self, name: &str, mut seen: LogId) -> Result<()> {
+    async fn promote(&self, request: &MembersRequest, mut seen: LogId) -> Result<()> {
+        let name = &request.name;
         if self.named(name).is_empty() {
             seen = self.take_back(name, seen).await?;
         }
-        let named = self.named(name);
+        let named = self.meant(request);
         let mut voters = self.voters();
         // A wiped server comes back under a new, higher id.
         let Some(&id) = named.iter().next_back() else {
@@ -258,8 +294,8 @@ impl Inner {
         self.submit(ChangeMembers::ReplaceAllVoters(voters), false, Some(seen)).await.map(drop)
     }
 
-    async fn demote(&self, name: &str, seen: LogId) -> Result<()> {
-        let named = self.named(name);
+    async fn demote(&self, request: &MembersRequest, seen: LogId) -> Result<()> {
+        let (name, named) = (&request.name, self.meant(request));
         if named.is_empty() {
             return Err(self.not_found(name));
         }
@@ -274,8 +310,8 @@ impl Inner {
         self.submit(ChangeMembers::ReplaceAllVoters(voters), true, Some(seen)).await.map(drop)
     }
 
-    async fn remove(&self, name: &str, mut seen: LogId) -> Result<()> {
-        let named = self.named(name);
+    async fn remove(&self, request: &MembersRequest, mut seen: LogId) -> Result<()> {
+        let (name, named) = (&request.name, self.meant(request));
         if named.is_empty() {
             return Err(self.not_found(name));
         }
@@ -289,7 +325,7 @@ impl Inner {
             self.leave_leadership(&named).await?;
             seen = self.submit(ChangeMembers::ReplaceAllVoters(voters), false, Some(seen)).await?;
         }
-        let learners: BTreeSet<NodeId> = self.named(name);
+        let learners = self.meant(request);
         if !learners.is_empty() {
             let removed = self.submit(ChangeMembers::RemoveNodes(learners), false, Some(seen)).await;
             removed.map_err(|e| if voted { e.after_a_part() } else { e })?;

@@ -39,6 +39,13 @@ impl Strays {
         }
     }
 
+    /// The names of all that have asked lately.
+    pub(super) fn names(&self) -> Vec<String> {
+        let strays = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = strays.values().filter(|(_, at)| at.elapsed() < STRAY_FOR);
+        recent.map(|(info, _)| info.name.clone()).collect()
+    }
+
     /// The last server of that name.
     fn named(&self, name: &str) -> Option<(NodeId, NodeInfo)> {
         let strays = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_storage::raft_types::{NodeId, NodeInfo};
 
@@ -202,8 +203,10 @@ impl Inner {
             .map_err(|e| self.broken(&e))?;
         // Before the guard below: a second one while a writer waits would deadlock.
         let (ready, leader) = (self.check_ready().is_ok(), self.working_leader());
+        let strays = if self.is_leader() { self.strays.names() } else { Vec::new() };
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
+        let heard = metrics.heartbeat.clone().unwrap_or_default();
         Ok(NodeStatus {
             node_id: self.id,
             info: self.info.clone(),
@@ -223,6 +226,11 @@ impl Inner {
             disk_low: self.disk.is_low(),
             clock_ahead_ms: self.logged_clock.ahead(),
             uptime_secs: self.started.elapsed().as_secs(),
+            silent_ms: heard
+                .into_iter()
+                .map(|(id, at)| (id, at.map(|at| at.elapsed().as_millis() as u64)))
+                .collect(),
+            strays,
         })
     }
 }

@@ -219,14 +219,15 @@ impl<'a> Turn<'a> {
             && member.steady.is_some_and(|time| time >= self.seen.settings.stabilization)
     }
 
-    /// Whether the voters after a change could go on: enough of them are heard of now, and there are not too few. If not,
+    /// Whether the voters after a change could go on: enough of them live, as far as the view and the primary know, and there are not
+    /// too few. If not,
     /// it is said what is missing.
     fn allowed(&mut self, what: &str, without: Option<NodeId>, with: Option<NodeId>) -> bool {
         let ids: BTreeSet<NodeId> =
             self.voters().map(|member| member.id).filter(|id| Some(*id) != without).chain(with).collect();
         let live = |id: &&NodeId| {
             let member = self.seen.members.iter().find(|member| member.id == **id);
-            member.is_some_and(|member| member.silent.is_none())
+            member.is_some_and(|member| member.silent.is_none() && member.view_dead.is_none())
         };
         let (live, quorum, floor) = (ids.iter().filter(live).count(), majority(ids.len()), self.floor());
         if live < quorum {
@@ -306,14 +307,15 @@ fn forget_dead(turn: &mut Turn<'_>) -> Decision {
 /// The witness leads only as long as nobody else can.
 fn lead_without_witness(turn: &mut Turn<'_>) -> Decision {
     let leads = turn.voters().find(|member| member.witness && member.id == turn.primary)?;
-    let to = turn.voters().filter(|member| !member.witness && member.silent.is_none());
+    let fit = |member: &&Member| !member.witness && member.silent.is_none() && member.view_dead.is_none();
+    let to = turn.voters().filter(|member| fit(member) && member.steady.is_some());
     match to.max_by_key(|member| member.steady) {
         Some(to) => {
             let why = format!("{leads} leads, and a witness serves no clients");
             Some((Change::Transfer { to: to.id }, why))
         }
         None => {
-            turn.waits.push(format!("{leads} leads: no data server that votes is live"));
+            turn.waits.push(format!("{leads} leads: no data server that votes is live and caught up"));
             None
         }
     }

@@ -20,7 +20,7 @@ pub(crate) async fn change(
     if_membership: &str,
 ) -> Result<MembersReply, NodeError> {
     let if_membership = Some(if_membership.to_owned());
-    let request = MembersRequest { op, name: name.to_owned(), if_membership };
+    let request = MembersRequest { op, name: name.to_owned(), if_membership, ..MembersRequest::default() };
     node.change_members(request, within(10_000)).await
 }
 
@@ -74,6 +74,33 @@ async fn a_change_that_was_decided_on_an_old_membership_is_refused() {
     if !cluster.node(&primary).cluster_status().await.unwrap().members.iter().any(|m| m.info.name == backup) {
         cluster.kill(&backup).await;
     }
+    cluster.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_takes_a_voters_place_in_one_change() {
+    let mut cluster = Cluster::start_three().await;
+    let primary = cluster.primary().await;
+    let old = cluster.others(&primary).remove(0);
+    cluster.join("S4").await;
+    cluster.kill(&old).await;
+    let node = cluster.node(&primary);
+    let seen = node.cluster_status().await.unwrap().membership;
+    let request = |by| MembersRequest {
+        op: MemberOp::Replace,
+        name: old.clone(),
+        if_membership: Some(seen.clone()),
+        node: None,
+        by,
+    };
+    let error = node.change_members(request(None), within(10_000)).await.unwrap_err();
+    assert_eq!((error.code, error.attempt), (Code::BadRequest, Attempt::NotApplied), "{error:?}");
+    let by = cluster.status("S4").node_id;
+    let reply = node.change_members(request(Some(by)), within(10_000)).await.unwrap();
+    assert!(reply.voters.len() == 3 && reply.voters.contains(&"S4".to_owned()), "{reply:?}");
+    assert!(!reply.voters.contains(&old) && reply.learners.is_empty(), "{reply:?}");
+    let error = node.change_members(request(Some(by)), within(10_000)).await.unwrap_err();
+    assert_eq!(error.code, Code::Changed, "{error:?}");
     cluster.finish().await;
 }
 
