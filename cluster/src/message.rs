@@ -145,11 +145,10 @@ pub struct Removal {
 }
 
 /// An operation on the membership.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemberOp {
     /// A learner becomes a voter; it replaces a voter of the same name in the same change.
-    #[default]
     Promote,
     /// A voter becomes a learner.
     Demote,
@@ -166,7 +165,7 @@ pub enum MemberOp {
 }
 
 /// A membership operation with its compare-and-set.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MembersRequest {
     /// What to do.
     pub op: MemberOp,
@@ -178,6 +177,13 @@ pub struct MembersRequest {
     pub node: Option<NodeId>,
     /// For a replacement, the learner.
     pub by: Option<NodeId>,
+}
+
+impl MembersRequest {
+    /// Without conditions, on whoever is called `name`.
+    pub fn new(op: MemberOp, name: impl Into<String>) -> Self {
+        Self { op, name: name.into(), if_membership: None, node: None, by: None }
+    }
 }
 
 /// What became of it.

@@ -3,7 +3,6 @@
 
 pub mod gfd;
 pub mod lfd;
-mod process;
 mod web;
 
 use std::future::Future;

@@ -1,4 +1,5 @@
-//! HTTP as the detectors and the manager serve it: few clients, small requests, and a bound on everything.
+//! HTTP as the detectors and the manager serve it: few clients, small requests, with bounds on their number, on heads and on the
+//! sizes of bodies. Not on the time that a body takes: their clients are the detectors' own kind.
 
 use std::io;
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+
+use crate::http::connections::accept;
 
 const CONNECTIONS: usize = 256;
 /// From one request to the next, head included.
@@ -25,14 +28,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router) -> io::Result<(
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await.map_err(io::Error::other)?;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+        let stream = accept(&listener).await;
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             // What fails here is the client's.

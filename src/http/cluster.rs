@@ -204,8 +204,7 @@ struct Transfer {
 pub(super) async fn transfer(State(app): Shared, body: Body) -> Answer {
     let Transfer { to, if_membership } = parse(&app, body).await?;
     let name = to.unwrap_or_default();
-    change(&app, MembersRequest { op: MemberOp::Transfer, name, if_membership, ..MembersRequest::default() })
-        .await
+    change(&app, MembersRequest { if_membership, ..MembersRequest::new(MemberOp::Transfer, name) }).await
 }
 
 async fn change(app: &App, request: MembersRequest) -> Answer {

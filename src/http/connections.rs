@@ -32,6 +32,8 @@ use tower::ServiceExt as _;
 use super::stalls::{Noted, Stall};
 use super::{App, gateway, problem, query};
 
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections at once, if the system allows so many open files; a third of what it allows is for peers.
 const MAX_CONNECTIONS: usize = 4096;
 /// With so many connections on the node's own thread, others go elsewhere.
@@ -60,22 +62,13 @@ pub(super) async fn serve(
     let lines = Arc::new(Lines::default());
     let mut ticks = tokio::time::interval(TICK);
     loop {
-        let accepted = tokio::select! {
+        let stream = tokio::select! {
             () = stopped(&mut stop) => break,
             _ = ticks.tick() => {
                 lines.end_silent();
                 continue;
             }
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                // Out of file descriptors, usually: connections that end free some.
-                tracing::warn!(error = %e, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
+            stream = accept(&listener) => stream,
         };
         let slot = tokio::select! {
             () = stopped(&mut stop) => break,
@@ -104,6 +97,20 @@ pub(super) async fn serve(
     lines.end_all();
     threads.edge.shutdown_background();
     Ok(())
+}
+
+/// The next connection.
+pub(crate) async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(e) => {
+                // Out of file descriptors, usually: connections that end free some.
+                tracing::warn!(error = %e, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
 }
 
 /// Where connections run: the node's own thread, and one beside it when they are many. HTTP costs a primary more than

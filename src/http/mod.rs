@@ -5,7 +5,7 @@
 
 mod body;
 mod cluster;
-mod connections;
+pub(crate) mod connections;
 mod gateway;
 mod metrics;
 mod problem;

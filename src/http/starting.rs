@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::Said;
+use super::connections::accept;
 use super::problem::Problem;
 
 /// Connections at once, and how long each may take: one request on each, whose answer is always at hand.
@@ -28,14 +29,7 @@ pub(crate) async fn answer(listener: &TcpListener, doing: &'static str, said: &S
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let slot = Arc::clone(&slots).acquire_owned().await;
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                tracing::warn!(error = %e, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
+        let stream = accept(listener).await;
         // On its own: an answer that is under way when the node is there still comes.
         let said = said.clone();
         tokio::spawn(async move {

@@ -66,11 +66,7 @@ async fn the_peer_port_believes_nobody() {
     // A frame that is not for this server, or not a request: refused, with the cause.
     let stranger = Route { cluster: [7; 16], ..route };
     let nobody = Route { cluster: [0; 16], from: 0, to: 0 };
-    let remove = Request::Members(MembersRequest {
-        op: MemberOp::Remove,
-        name: "S3".to_owned(),
-        ..MembersRequest::default()
-    });
+    let remove = Request::Members(MembersRequest::new(MemberOp::Remove, "S3".to_owned()));
     let mut over = question();
     over.push(0);
     let refusals: Vec<(&str, BytesMut, &str)> = vec![

@@ -26,7 +26,8 @@ pub(super) const LARGE: usize = 128;
 /// answers and are about to come back.
 const EMPTY_ROUNDS: usize = 8;
 /// Of so many requests at once, most come from clients that send the next when they have the answer. Left alone they
-/// part in two halves, one answered while the other is in flight: twice the entries for as many commands.
+/// part in two halves, one answered while the other is in flight: twice the entries for as many commands, which pays
+/// only where each half makes a [`LARGE`] one.
 const CROWD: usize = 32;
 /// So they are waited for, for so long at most.
 const CROWD_PAUSE: Duration = Duration::from_millis(2);

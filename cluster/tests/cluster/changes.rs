@@ -19,7 +19,7 @@ async fn two_changes_at_once_are_both_made() {
     let node = cluster.node("S1");
     let both = async |op: MemberOp| {
         let one = async |name: &str| {
-            let request = MembersRequest { op, name: name.to_owned(), ..MembersRequest::default() };
+            let request = MembersRequest::new(op, name.to_owned());
             node.change_members(request, within(20_000)).await.unwrap()
         };
         // Each asks one of them first. So the one that asks S3 has looked before the other is done, and goes on after.

@@ -20,7 +20,7 @@ pub(crate) async fn change(
     if_membership: &str,
 ) -> Result<MembersReply, NodeError> {
     let if_membership = Some(if_membership.to_owned());
-    let request = MembersRequest { op, name: name.to_owned(), if_membership, ..MembersRequest::default() };
+    let request = MembersRequest { if_membership, ..MembersRequest::new(op, name) };
     node.change_members(request, within(10_000)).await
 }
 

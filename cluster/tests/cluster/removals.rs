@@ -36,8 +36,7 @@ async fn check_serves_nothing(cluster: &Cluster, name: &str) {
     removed("the wait for a primary", node.await_primary(Duration::from_secs(10)).await.unwrap_err());
     removed("the cluster's status", node.cluster_status().await.unwrap_err());
     removed("the log", node.log_page(1, 10).await.unwrap_err());
-    let request =
-        MembersRequest { op: MemberOp::Promote, name: name.to_owned(), ..MembersRequest::default() };
+    let request = MembersRequest::new(MemberOp::Promote, name.to_owned());
     removed("a change", node.change_members(request, within(10_000)).await.unwrap_err());
     removed("readiness", node.check_ready().unwrap_err());
     assert!(begun.elapsed() < Duration::from_secs(5), "at once, not when the time is up");
@@ -116,7 +115,7 @@ async fn a_primary_that_was_removed_behind_its_back_is_told_when_it_is_back() {
     cluster.net.isolate(&old);
     let others = cluster.others(&old);
     let new = cluster.node(&cluster.primary_among(&others).await);
-    let request = MembersRequest { op: MemberOp::Remove, name: old.clone(), ..MembersRequest::default() };
+    let request = MembersRequest::new(MemberOp::Remove, old.clone());
     eventually("it is removed", async || new.change_members(request.clone(), within(5000)).await.is_ok())
         .await;
     cluster.net.heal();
@@ -137,7 +136,7 @@ async fn a_removed_server_whose_way_back_was_not_committed_is_told_again() {
     cluster.net.isolate(&old);
     cluster.net.isolate(&name);
     cluster.net.heal_between(&old, &name);
-    let back = MembersRequest { op: MemberOp::Promote, name: name.clone(), ..MembersRequest::default() };
+    let back = MembersRequest::new(MemberOp::Promote, name.clone());
     let node = cluster.node(&old);
     let change = tokio::spawn(async move { node.change_members(back, within(10_000)).await });
     eventually("it hears of its way back", async || !cluster.node(&name).is_removed()).await;

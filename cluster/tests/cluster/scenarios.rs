@@ -98,7 +98,7 @@ impl Scenario {
             }
             _ => {
                 let Some(node) = self.cluster.nodes.get(&b) else { return };
-                let request = MembersRequest { op: MemberOp::Transfer, name: a, ..MembersRequest::default() };
+                let request = MembersRequest::new(MemberOp::Transfer, a);
                 // Where it arrives is looked at by the watch.
                 let _ = node.change_members(request, within(300)).await;
             }

@@ -288,7 +288,7 @@ impl Cluster {
 
     /// Carries a membership operation out, through the first server that runs.
     pub(crate) async fn change(&self, op: MemberOp, name: &str) -> MembersReply {
-        let request = MembersRequest { op, name: name.to_owned(), ..MembersRequest::default() };
+        let request = MembersRequest::new(op, name.to_owned());
         let deadline = Instant::now() + PATIENCE;
         loop {
             let any = self.nodes.all().remove(0);

@@ -1,28 +1,26 @@
 //! The local fault detector: launches its server, heartbeats it, sees its end at once, and reports to the global
 //! detector, for ever.
 
+mod http;
+mod process;
+
 use std::ffi::OsString;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::{Json, Router};
 use quorate_cluster::clock::{Clock as _, SystemClock};
 use quorate_cluster::detect::accrual::{Accrual, Health};
 use quorate_cluster::detect::supervisor::{Launch, Restart, Supervisor};
 use quorate_cluster::detect::view::Report;
 use reqwest::Url;
 use rustix::process::Signal;
-use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 
-use super::process::Process;
+use self::http::{Shared, Shown, Wish, Word, router};
+use self::process::Process;
 use super::{
     Beat, DetectorError, INCARNATION_HEADER, LOOKS, NAME_HEADER, PID_HEADER, beat, listen, terminated, web,
 };
@@ -60,37 +58,6 @@ pub struct LfdArgs {
     pub heartbeat_url: Url,
     /// What it is launched with: `server`, and its flags.
     pub command: Vec<OsString>,
-}
-
-/// What `GET /v1/lfd` shows.
-#[derive(Debug, Clone, Serialize)]
-struct Shown {
-    name: String,
-    gfd: String,
-    restart: Restart,
-    pid: Option<u32>,
-    heartbeats: u64,
-    /// Since the global detector was last heard, in milliseconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gfd_silent_ms: Option<u64>,
-    server: Report,
-}
-
-/// What somebody wants, and where the answer goes.
-struct Word(Wish, oneshot::Sender<Result<&'static str, String>>);
-
-enum Wish {
-    Launch(Option<u64>),
-    Stop,
-    Hold,
-}
-
-/// What the handlers share with the loop.
-struct Shared {
-    words: mpsc::Sender<Word>,
-    shown: watch::Receiver<Shown>,
-    gfd_heard: watch::Sender<Option<Instant>>,
-    transcript: Transcript,
 }
 
 struct Lfd {
@@ -378,68 +345,6 @@ async fn tell(
                     }
                 }
             }
-        }
-    }
-}
-
-fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/v1/lfd", get(show))
-        .route("/v1/heartbeat", get(heartbeat))
-        .route("/v1/launch", post(launch))
-        .route("/v1/stop", post(stop))
-        .route("/v1/hold", post(hold))
-        .route("/healthz", get(async || "ok\n"))
-        .with_state(shared)
-}
-
-/// `GET /v1/lfd`
-async fn show(State(shared): State<Arc<Shared>>) -> Json<Shown> {
-    let mut shown = shared.shown.borrow().clone();
-    shown.gfd_silent_ms = shared.gfd_heard.borrow().map(|heard| heard.elapsed().as_millis() as u64);
-    Json(shown)
-}
-
-/// `GET /v1/heartbeat`, from the global detector: the answer is the report.
-async fn heartbeat(State(shared): State<Arc<Shared>>, Query(from): Query<Beat>) -> Json<Report> {
-    shared.gfd_heard.send_replace(Some(Instant::now()));
-    let report = shared.shown.borrow().server.clone();
-    shared.transcript.heartbeat_received(from.number, &report.lfd, &from.from);
-    Json(report)
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LaunchFields {
-    /// The incarnation that the launch is to follow; none releases what is held.
-    after: Option<u64>,
-}
-
-/// `POST /v1/launch {"after"?}`
-async fn launch(State(shared): State<Arc<Shared>>, fields: Option<Json<LaunchFields>>) -> Response {
-    shared.say(Wish::Launch(fields.unwrap_or_default().after)).await
-}
-
-/// `POST /v1/stop`: SIGTERM, and it stays down.
-async fn stop(State(shared): State<Arc<Shared>>) -> Response {
-    shared.say(Wish::Stop).await
-}
-
-/// `POST /v1/hold`: it stays down once it is.
-async fn hold(State(shared): State<Arc<Shared>>) -> Response {
-    shared.say(Wish::Hold).await
-}
-
-impl Shared {
-    async fn say(&self, wish: Wish) -> Response {
-        let (reply, answer) = oneshot::channel();
-        if self.words.try_send(Word(wish, reply)).is_err() {
-            return (StatusCode::TOO_MANY_REQUESTS, "this detector has too much to do\n").into_response();
-        }
-        match answer.await {
-            Ok(Ok(text)) => Json(serde_json::json!({ "done": text })).into_response(),
-            Ok(Err(text)) => (StatusCode::CONFLICT, format!("{text}\n")).into_response(),
-            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "this detector is ending\n").into_response(),
         }
     }
 }
