@@ -103,6 +103,25 @@ pub(crate) fn push_item<T: Serialize + ?Sized>(item: &T, list: &mut Vec<u8>) {
         .expect("encoding to memory cannot fail");
 }
 
+/// Lengths below this take one byte.
+const LONG: usize = 251;
+
+/// Appends the bytes that `write` appends, behind their length: as [`Raw`] is, without a copy. Gives the length.
+pub(crate) fn push_sized(list: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+    let at = list.len();
+    list.push(0);
+    write(list);
+    let length = list.len() - at - 1;
+    if length < LONG {
+        list[at] = length as u8;
+    } else {
+        let mut head = Vec::new();
+        push_item(&length, &mut head);
+        list.splice(at..=at, head);
+    }
+    length
+}
+
 /// Appends to a Vec. Most of what is written is a byte: a small number, a length, a variant.
 struct VecWriter<'a>(&'a mut Vec<u8>);
 
@@ -168,6 +187,17 @@ mod tests {
         assert_eq!(decode::<u64>(&[9, 1]), Err(CodecError::Version(9)));
         assert!(matches!(decode::<String>(&[1, 200, b'a']), Err(CodecError::Malformed(_))));
         assert!(matches!(decode::<u64>(&[1, 1, 1]), Err(CodecError::Malformed(_))));
+    }
+
+    #[test]
+    fn bytes_behind_their_length_are_as_raw_ones() {
+        for length in [0, 1, LONG - 1, LONG, 300, 70_000] {
+            let bytes = vec![7; length];
+            let (mut sized, mut raw) = (vec![1, 2], vec![1, 2]);
+            assert_eq!(push_sized(&mut sized, |list| list.extend_from_slice(&bytes)), length);
+            push_item(&Raw(&bytes), &mut raw);
+            assert_eq!(sized, raw);
+        }
     }
 
     #[test]

@@ -107,6 +107,32 @@ async fn a_flapping_link_does_not_make_terms_explode() {
     cluster.finish().await;
 }
 
+/// It may have granted the primary a lease before it was killed, on which the primary answers reads: so for one time-out
+/// after its start it makes nobody else the primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_has_just_started_votes_for_nobody() {
+    let options = Options::patient();
+    let cluster = Cluster::start_with(options).await;
+    let primary = cluster.primary().await;
+    let [voter, candidate] = &cluster.others(&primary)[..] else { panic!("not three servers") };
+    for backup in [voter, candidate] {
+        cluster.net.cut(&primary, backup);
+        cluster.net.cut(backup, &primary);
+    }
+    // The candidate asks once in each time-out, at a moment of its own: several rounds do not miss it.
+    for _ in 0..4 {
+        cluster.kill(voter).await;
+        cluster.start(voter).await;
+        let begun = Instant::now();
+        let undisturbed =
+            || begun.elapsed() >= options.timing.election.0 || !cluster.node(candidate).is_primary();
+        throughout("no vote is given yet", options.timing.election.0, undisturbed).await;
+    }
+    let new = cluster.primary_among(&[voter, candidate]).await;
+    assert_ne!(new, primary);
+    cluster.finish().await;
+}
+
 /// An entry takes longer to send than an election takes to begin: each connection carries 3 MB/s here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heartbeats_are_not_stuck_behind_bulk() {

@@ -2,12 +2,14 @@
 //! And disks that take long: who is slow is not dead.
 
 use std::ffi::c_int;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use quorate_cluster::error::{Attempt, Code};
 use quorate_cluster::node::ReadLevel;
+use quorate_storage::state_machine::OVERLOADED_BYTES;
 
 use crate::support::client::Client;
 use crate::support::{Cluster, Options, PATIENCE, eventually, tally, throughout, within};
@@ -18,28 +20,42 @@ static BROKEN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 static HUNG: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 const EIO: c_int = 5;
 
-#[expect(unsafe_code, reason = "two functions of libc that std and rustix have no equal of")]
+#[expect(unsafe_code, reason = "a function of libc that std and rustix have no equal of")]
 unsafe extern "C" {
-    safe fn fsync(fd: c_int) -> c_int;
     safe fn __errno_location() -> *mut c_int;
 }
 
-/// The linker takes this one for libc's, so all of the process syncs through it: a disk that fails, without root.
-#[expect(
-    unsafe_code,
-    reason = "a symbol that replaces libc's, and the error number, which is the thread's own"
-)]
+/// The linker takes these for libc's, so all of the process syncs through them: a disk that fails, without root.
+#[expect(unsafe_code, reason = "a symbol that replaces libc's")]
 #[unsafe(no_mangle)]
 extern "C" fn fdatasync(fd: c_int) -> c_int {
+    sync(fd)
+}
+
+/// The delta log's chunks are synced by the one, the tables by the other.
+#[expect(unsafe_code, reason = "a symbol that replaces libc's")]
+#[unsafe(no_mangle)]
+extern "C" fn fsync(fd: c_int) -> c_int {
+    sync(fd)
+}
+
+#[expect(
+    unsafe_code,
+    reason = "the caller's file, which it keeps open; the error number, which is the thread's own"
+)]
+fn sync(fd: c_int) -> c_int {
     let file = std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
     while covers(&HUNG, &file) {
         std::thread::sleep(Duration::from_millis(5));
     }
-    if covers(&BROKEN, &file) {
-        unsafe { *__errno_location() = EIO };
-        return -1;
-    }
-    fsync(fd)
+    // rustix calls the kernel itself, not libc.
+    let synced = match covers(&BROKEN, &file) {
+        true => Err(EIO),
+        false => rustix::fs::fsync(unsafe { BorrowedFd::borrow_raw(fd) }).map_err(|e| e.raw_os_error()),
+    };
+    let Err(error) = synced else { return 0 };
+    unsafe { *__errno_location() = error };
+    -1
 }
 
 fn covers(dirs: &Mutex<Vec<PathBuf>>, file: &Path) -> bool {
@@ -50,15 +66,16 @@ fn breaks(dir: &Path) {
     BROKEN.lock().unwrap().push(dir.canonicalize().unwrap());
 }
 
-/// The syncs of the servers' logs hang until this is dropped.
+/// The syncs of these directories hang until this is dropped.
 struct Hang(Vec<PathBuf>);
 
 impl Hang {
-    fn of(cluster: &Cluster, names: &[String]) -> Self {
-        let logs = names.iter().map(|name| cluster.dir(name).join("log").canonicalize().unwrap());
-        let logs: Vec<PathBuf> = logs.collect();
-        HUNG.lock().unwrap().extend(logs.clone());
-        Self(logs)
+    /// Of the servers' `part`: `log` or `state`.
+    fn of(cluster: &Cluster, names: &[String], part: &str) -> Self {
+        let dirs = names.iter().map(|name| cluster.dir(name).join(part).canonicalize().unwrap());
+        let dirs: Vec<PathBuf> = dirs.collect();
+        HUNG.lock().unwrap().extend(dirs.clone());
+        Self(dirs)
     }
 }
 
@@ -136,7 +153,7 @@ async fn the_primary_stays_while_all_disks_hang_and_reads_are_answered() {
     let term = cluster.status(&primary).term;
     let node = cluster.node(&primary);
     node.propose(tally::add("hits"), within(5000)).await.unwrap();
-    let hang = Hang::of(&cluster, &cluster.names());
+    let hang = Hang::of(&cluster, &cluster.names(), "log");
     let proposed = tokio::spawn({
         let node = node.clone();
         async move { node.propose(tally::add("hits"), within(20_000)).await }
@@ -165,7 +182,7 @@ async fn a_primary_whose_disk_alone_hangs_hands_leadership_over() {
     let cluster = Cluster::start_three().await;
     let mut client = Client::open(&cluster.nodes, "hits").await;
     let hung = cluster.primary().await;
-    let hang = Hang::of(&cluster, std::slice::from_ref(&hung));
+    let hang = Hang::of(&cluster, std::slice::from_ref(&hung), "log");
     let mut adds = 0;
     eventually("another leads", async || {
         client.add().await;
@@ -192,4 +209,28 @@ fn the_sync_that_std_calls_is_ours() {
     assert_eq!(file.sync_data().unwrap_err().raw_os_error(), Some(EIO));
     works(dir.path());
     file.sync_data().unwrap();
+}
+
+/// Memory stays bounded: what is applied waits there for a flush.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_are_refused_while_a_flush_hangs_and_go_on_behind_it() {
+    const TEXT: usize = 4 << 20;
+    let cluster = Cluster::start_with(Options { servers: 1, ..Options::patient() }).await;
+    let node = cluster.node("S1");
+    let hang = Hang::of(&cluster, &cluster.names(), "state");
+    let (mut written, mut refused) = (0, None);
+    while refused.is_none() && written * TEXT < 2 * OVERLOADED_BYTES {
+        refused = node.propose(tally::put(&format!("text{written}"), TEXT), within(20_000)).await.err();
+        written += usize::from(refused.is_none());
+    }
+    let refused = refused.expect("nothing bounds what is dirty");
+    assert_eq!((refused.code, refused.attempt), (Code::Overloaded, Attempt::NotApplied), "{refused:?}");
+    assert!(refused.retry_after_ms.is_some() && refused.detail.contains("the disk"), "{refused:?}");
+    assert!(written * TEXT >= OVERLOADED_BYTES - 2 * TEXT, "refused after {written} already");
+    node.read_point(ReadLevel::Linearizable, within(5000)).await.unwrap();
+    drop(hang);
+    eventually("there is room again", async || node.propose(tally::add("hits"), within(5000)).await.is_ok())
+        .await;
+    drop(node);
+    cluster.finish().await;
 }

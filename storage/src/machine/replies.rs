@@ -18,7 +18,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::sessions::{SESSIONS, Session};
-use crate::codec::{self, CodecError, Raw};
+use crate::codec::{self, CodecError, Raw, SmallBytes};
 use crate::delta::{Delta, DeltaResult, Millis, Outcome};
 use crate::tables::{Table, Tables};
 
@@ -119,13 +119,12 @@ impl Live {
     /// Keeps the outcome of an admitted delta for retries.
     pub(super) fn remember(&mut self, delta: &Delta<'_>, body_hash: u64, outcome: &Outcome) {
         let Some((_, session)) = &mut self.open else { return };
-        self.buffer.clear();
-        codec::encode_into(outcome, &mut self.buffer);
-        let kept: Kept<'_> = (delta.sequence, body_hash, &self.buffer);
-        codec::push_item(&kept, &mut self.fresh);
+        // A `Kept`, piece by piece.
+        codec::push_item(&(delta.sequence, body_hash), &mut self.fresh);
+        let bytes = codec::push_sized(&mut self.fresh, |list| codec::encode_into(outcome, list));
         self.fresh_count += 1;
         session.replies += 1;
-        session.reply_bytes += size(&kept);
+        session.reply_bytes += size(bytes);
     }
 
     /// Forgets replies up to the delta's `acked`. A client cannot have acknowledged the very request.
@@ -136,6 +135,17 @@ impl Live {
             return Ok(());
         }
         let before = std::mem::replace(&mut session.acked, acked);
+        if acked + 1 == session.max_sequence {
+            // Mostly a client has all replies before it sends again, and the delta, of the highest sequence, has
+            // none yet: so nothing is left, and nothing need be read.
+            forget_rows_unread(tables, *id, session, before);
+            session.inline = SmallBytes::default();
+            (session.replies, session.reply_bytes, session.rows, session.blocks) = (0, 0, 0, 0);
+            self.fresh.clear();
+            self.fresh_count = 0;
+            self.places = None;
+            return Ok(());
+        }
         if !session.inline.is_empty() {
             let mut left = Vec::new();
             let inline = std::mem::take(&mut session.inline);
@@ -264,7 +274,7 @@ fn retain(list: &[u8], left: &mut Vec<u8>, session: &mut Session) -> Result<u32,
         } else {
             forgotten += 1;
             session.replies = session.replies.saturating_sub(1);
-            session.reply_bytes = session.reply_bytes.saturating_sub(size(&kept));
+            session.reply_bytes = session.reply_bytes.saturating_sub(size(kept.2.len()));
         }
     }
     Ok(forgotten)
@@ -278,8 +288,7 @@ fn forget_rows(
     before: u64,
 ) -> Result<(), CodecError> {
     let mut rows = Vec::new();
-    if session.blocks == 0 && session.acked - before <= FEW {
-        // Point reads find the rows in the overlay; a range would ask sled too.
+    if few_rows(session, before) {
         for sequence in before + 1..=session.acked {
             rows.extend(tables.get(&REPLIES, &(id, sequence)).map(|list| (sequence, list)));
         }
@@ -310,7 +319,24 @@ fn forget_rows(
     Ok(())
 }
 
-/// For a session that ends.
+/// Whether the rows of newly acknowledged sequences are looked for one by one: the overlay has them, and a range would
+/// ask sled too.
+fn few_rows(session: &Session, before: u64) -> bool {
+    session.blocks == 0 && session.acked - before <= FEW
+}
+
+/// Forgets all rows, as [`forget_rows`] does when everything is acknowledged.
+fn forget_rows_unread(tables: &mut Tables<'_>, id: u64, session: &Session, before: u64) {
+    if session.rows > 0 && few_rows(session, before) {
+        for sequence in before + 1..=session.acked {
+            tables.remove(&REPLIES, &(id, sequence));
+        }
+    } else {
+        forget_all(tables, id, session);
+    }
+}
+
+/// Removes all of the session's rows.
 pub(super) fn forget_all(tables: &mut Tables<'_>, id: u64, session: &Session) {
     if session.rows == 0 {
         return;
@@ -326,6 +352,7 @@ pub(super) fn forget_all(tables: &mut Tables<'_>, id: u64, session: &Session) {
     }
 }
 
-fn size((_, _, outcome): &Kept<'_>) -> u64 {
-    outcome.len() as u64 + 32
+/// What a reply counts for: its outcome's bytes, and a bit.
+fn size(outcome: usize) -> u64 {
+    outcome as u64 + 32
 }

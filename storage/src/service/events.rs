@@ -38,25 +38,17 @@ pub(crate) struct Emitted {
     extent: Option<Extent>,
     /// The place of the last event of all: the next one of its revision follows it.
     last: Position,
-    json: Vec<u8>,
 }
 
 impl Emitted {
     pub(crate) fn push(&mut self, revision: u64, service: &str, topic: &str, event: &impl Serialize) {
-        self.json.clear();
-        let is_json = serde_json::to_writer(&mut self.json, event).is_ok();
-        if self.json.len() > MAX_EVENT_BYTES {
-            self.json = format!("{{\"event_too_large\":{}}}", self.json.len()).into_bytes();
-        }
-        if !is_json {
-            self.json = b"{\"event_not_json\":true}".to_vec();
-        }
         let position = match self.last {
             (last, number) if last == revision => (revision, number + 1),
             _ => (revision, 0),
         };
-        // Bytes are encoded as text is; that JSON is UTF-8 need not be shown for each event.
-        codec::push_item(&(position, service, topic, Raw(&self.json)), &mut self.encoded);
+        // A `Stored`, piece by piece: bytes are encoded as text is.
+        codec::push_item(&(position, service, topic), &mut self.encoded);
+        codec::push_sized(&mut self.encoded, |out| push_json(event, out));
         self.last = position;
         let extent =
             self.extent.get_or_insert(Extent { first: position, last: position, events: 0, bytes: 0 });
@@ -83,6 +75,20 @@ impl Emitted {
             store(extent, Raw(&self.encoded));
             self.encoded.clear();
         }
+    }
+}
+
+/// Appends the event as JSON, or why it is not there.
+fn push_json(event: &impl Serialize, out: &mut Vec<u8>) {
+    let start = out.len();
+    let is_json = serde_json::to_writer(&mut *out, event).is_ok();
+    let length = out.len() - start;
+    if !is_json {
+        out.truncate(start);
+        out.extend_from_slice(b"{\"event_not_json\":true}");
+    } else if length > MAX_EVENT_BYTES {
+        out.truncate(start);
+        out.extend_from_slice(format!("{{\"event_too_large\":{length}}}").as_bytes());
     }
 }
 

@@ -35,7 +35,7 @@ impl Dirty {
 /// Dirty rows by key. The hashes are seeded at random: clients choose keys.
 #[derive(Default)]
 pub struct Overlay {
-    rows: IndexMap<RowKey, Dirty, foldhash::quality::RandomState>,
+    rows: IndexMap<RowKey, Dirty, foldhash::fast::RandomState>,
     order: BTreeSet<RowKey>,
 }
 

@@ -45,8 +45,9 @@ impl From<&[u8]> for RowKey {
 
 impl PartialEq for RowKey {
     fn eq(&self, other: &Self) -> bool {
-        // Without a call for the rest, which is mostly empty.
-        self.words == other.words
+        // Without a call: `==` on the words would be one of memcmp, and the rest is mostly empty.
+        let differing = self.words.iter().zip(&other.words).fold(0, |bits, (a, b)| bits | (a ^ b));
+        differing == 0
             && self.length == other.length
             && self.rest.len() == other.rest.len()
             && (self.rest.is_empty() || self.rest == other.rest)

@@ -219,3 +219,21 @@ async fn a_flush_that_nobody_waits_for_ends_all_the_same() {
     assert_eq!(snapshot::read_meta(&file).unwrap(), meta);
     assert_eq!(meta.applied, Some(log_id(1, 21)));
 }
+
+/// Committed entries cannot be refused: apply waits, and memory stays bounded.
+#[tokio::test]
+async fn apply_waits_for_a_flush_while_the_overlay_is_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, mut machine) = server_with(dir.path(), 1).await;
+    let (more, room) = (FULL_BYTES + (16 << 20), 4 << 20);
+    let long = |index: u64| entry_of(1, index, &[(format!("long-{index}"), Some("x".repeat(room)))]);
+    let last = 1 + (more / room) as u64;
+    let mut applying = Box::pin(apply(&mut machine, (2..=last).map(long)));
+    assert!((&mut applying).now_or_never().is_none(), "nothing stopped it");
+    let dirty = disk.state.dirty_bytes().unwrap();
+    assert!((FULL_BYTES..FULL_BYTES + 2 * room).contains(&dirty), "{dirty}");
+    assert!((&mut applying).now_or_never().is_none(), "nothing was flushed");
+    disk.state.flush().await.unwrap();
+    applying.await;
+    assert_eq!(disk.state.applied().borrow().log_id, Some(log_id(1, last)));
+}
