@@ -19,6 +19,9 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use quorate_storage::span;
+pub use quorate_storage::span::parse as duration;
+
 /// The beginning of every environment variable that is read.
 const PREFIX: &str = "QUORATE_";
 
@@ -43,13 +46,14 @@ const KEYS: &[&str] = &[
     "read",
     "register",
     "restart",
+    "rm",
     "servers",
     "session",
     "timeout",
 ];
 
 /// The tables that a file may hold.
-const SECTIONS: &[&str] = &["server", "client", "cluster", "bench", "lfd", "gfd"];
+const SECTIONS: &[&str] = &["server", "client", "cluster", "bench", "lfd", "gfd", "rm"];
 
 /// A setting that cannot be used, with where it was found and what is expected.
 #[derive(Debug, thiserror::Error)]
@@ -259,34 +263,18 @@ where
 /// A span of time in which something can happen.
 ///
 /// # Errors
-/// As [`duration`], and when it is none.
+/// As [`span::parse`], and when it is none.
 pub fn timeout(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
+    match span::parse(text)? {
         Duration::ZERO => Err(format!("`{text}` leaves no time; expected for example 250ms, 5s or 2m")),
         timeout => Ok(timeout),
     }
 }
 
-/// Reads a span of time: `250ms`, `5s`, `2m`, `1h`, also with a fraction (`1.5s`).
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let fail = || format!("`{text}` is no span of time; expected for example 250ms, 5s or 2m");
-    let (number, unit) = split_unit(text);
-    let seconds = match unit {
-        "us" => 1e-6,
-        "ms" => 1e-3,
-        "s" => 1.0,
-        "m" | "min" => 60.0,
-        "h" => 3_600.0,
-        _ => return Err(fail()),
-    };
-    let number: f64 = number.parse().map_err(|_| fail())?;
-    Duration::try_from_secs_f64(number * seconds).map_err(|_| fail())
-}
-
 /// Reads a number of bytes: `1048576`, `256MiB`, `1GB`.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let fail = || format!("`{text}` is no number of bytes; expected for example 1048576, 256MiB or 1GB");
-    let (number, unit) = split_unit(text);
+    let (number, unit) = span::split_unit(text);
     let factor: u64 = match unit {
         "" | "B" => 1,
         "KiB" => 1 << 10,
@@ -299,12 +287,6 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     };
     let number: u64 = number.parse().map_err(|_| fail())?;
     number.checked_mul(factor).ok_or_else(fail)
-}
-
-fn split_unit(text: &str) -> (&str, &str) {
-    let text = text.trim();
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    (&text[..end], text[end..].trim_start())
 }
 
 #[cfg(test)]
@@ -332,7 +314,7 @@ mod tests {
         assert_eq!(config.pick("name", None, text).unwrap().as_deref(), Some("environment"));
         let config = load(&[]);
         assert_eq!(config.pick("name", None, text).unwrap().as_deref(), Some("section"));
-        assert_eq!(config.pick("timeout", None, duration).unwrap(), Some(Duration::from_secs(1)));
+        assert_eq!(config.pick("timeout", None, timeout).unwrap(), Some(Duration::from_secs(1)));
         assert_eq!(config.pick("data", None, text).unwrap(), None);
         let error = config.require("data", None, text).unwrap_err().to_string();
         assert!(error.contains("--data") && error.contains("QUORATE_DATA"), "{error}");
@@ -359,17 +341,17 @@ mod tests {
         assert!(mistake("[server]\nnam = 'x'").contains("`server.nam`"));
         assert!(mistake("timeout = ").contains("TOML"));
         let config = Config::from_parts(environment(&[("QUORATE_TIMEOUT", "soon")]), None, "client").unwrap();
-        let error = config.pick("timeout", None, duration).unwrap_err().to_string();
+        let error = config.pick("timeout", None, timeout).unwrap_err().to_string();
         assert!(error.contains("QUORATE_TIMEOUT") && error.contains("`soon`"), "{error}");
     }
 
     #[test]
     fn spans_and_sizes() {
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        assert_eq!(duration("1.5 s").unwrap(), Duration::from_millis(1500));
-        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
+        assert_eq!(span::parse("250ms").unwrap(), Duration::from_millis(250));
+        assert_eq!(span::parse("1.5 s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(span::parse("2m").unwrap(), Duration::from_secs(120));
         for bad in ["", "5", "s", "-1s", "1 fortnight", "1e400s"] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(span::parse(bad).is_err(), "{bad}");
         }
         assert_eq!(bytes("256MiB").unwrap(), 256 << 20);
         assert_eq!(bytes("17").unwrap(), 17);

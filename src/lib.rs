@@ -8,6 +8,7 @@ pub mod client;
 pub mod config;
 pub mod detectors;
 mod http;
+pub mod manager;
 pub mod server;
 pub mod services;
 pub mod transcript;

@@ -22,6 +22,11 @@ impl Transcript {
         print(format_args!("{role}: {} {plural}{list}", names.len()));
     }
 
+    /// A server serves, and votes; printed always.
+    pub fn ready(self, name: &str) {
+        print(format_args!("{name} is ready"));
+    }
+
     /// A heartbeat goes out.
     pub fn heartbeat_sent(self, count: u64, from: &str, to: &str) {
         self.timed(count, format_args!("{from} sending heartbeat to {to}"));

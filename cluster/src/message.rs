@@ -177,12 +177,14 @@ pub struct MembersRequest {
     pub node: Option<NodeId>,
     /// For a replacement, the learner.
     pub by: Option<NodeId>,
+    /// Only if the settings are still those of this revision.
+    pub if_settings: Option<u64>,
 }
 
 impl MembersRequest {
     /// Without conditions, on whoever is called `name`.
     pub fn new(op: MemberOp, name: impl Into<String>) -> Self {
-        Self { op, name: name.into(), if_membership: None, node: None, by: None }
+        Self { op, name: name.into(), if_membership: None, node: None, by: None, if_settings: None }
     }
 }
 

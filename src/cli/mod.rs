@@ -12,6 +12,7 @@ mod common;
 mod connect;
 mod console;
 mod detectors;
+mod manager;
 mod output;
 mod repeat;
 pub mod server_args;
@@ -77,6 +78,13 @@ Example:
   quorate gfd --listen 127.0.0.1:8101
 
 GET /v1/view shows who is alive, GET /v1/view/watch streams the changes.";
+const RM_EXAMPLE: &str = "\
+Example:
+  quorate rm --listen 127.0.0.1:8102 --gfd 127.0.0.1:8101
+  quorate rm explain
+
+It makes learners voters, replaces and removes dead servers, and has them launched again. Any number may run, and none is
+needed for serving. GET /v1/rm shows what it sees and would do, GET /v1/hello where a client begins.";
 const COMPLETIONS_EXAMPLE: &str = "\
 Example:
   quorate completions bash > ~/.local/share/bash-completion/completions/quorate";
@@ -103,6 +111,9 @@ enum Command {
     /// Run the global fault detector, which watches the local ones and keeps the view
     #[command(after_help = GFD_EXAMPLE)]
     Gfd(Box<detectors::GfdFlags>),
+    /// Run a replication manager, which keeps the membership, or ask one
+    #[command(after_help = RM_EXAMPLE)]
+    Rm(Box<manager::RmFlags>),
     /// Make, look at and change a cluster
     Cluster(Box<cluster::ClusterArgs>),
     /// Work with counters and registers
@@ -172,6 +183,7 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
             crate::detectors::run(crate::detectors::gfd::run(arguments)).map_err(CliError::failed)?;
             Ok(Exit::Done)
         }
+        Command::Rm(flags) => manager::run(*flags, &Config::load(file, "rm")?),
         Command::Cluster(arguments) => cluster::run(*arguments, file, &registry),
         Command::Client(arguments) => client::run(*arguments, &Config::load(file, "client")?),
         Command::Bench(arguments) => bench::run(*arguments, &Config::load(file, "bench")?),

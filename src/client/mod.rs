@@ -32,7 +32,7 @@ mod servers;
 mod services;
 mod session;
 mod transport;
-mod watch;
+pub(crate) mod watch;
 
 #[cfg(test)]
 pub(crate) mod stub;

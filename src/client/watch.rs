@@ -265,7 +265,7 @@ impl Watch {
 }
 
 /// The events of one response. A silent connection ends it, since comments do not come through the parser.
-fn events(response: reqwest::Response) -> Events {
+pub(crate) fn events(response: reqwest::Response) -> Events {
     let bytes = Box::pin(response.bytes_stream());
     let alive = stream::unfold(Some(bytes), |bytes| async move {
         let mut bytes = bytes?;

@@ -3,7 +3,7 @@
 
 pub mod gfd;
 pub mod lfd;
-mod web;
+pub(crate) mod web;
 
 use std::future::Future;
 use std::io;
@@ -82,13 +82,13 @@ async fn beat(
     Ok(answer.bytes().await?)
 }
 
-fn client() -> Result<reqwest::Client, DetectorError> {
+pub(crate) fn client() -> Result<reqwest::Client, DetectorError> {
     reqwest::Client::builder().no_proxy().pool_idle_timeout(IDLE_MAX).tcp_nodelay(true).build().map_err(
         |error| DetectorError::System { what: "cannot make an HTTP client", error: io::Error::other(error) },
     )
 }
 
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), DetectorError> {
+pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), DetectorError> {
     let failed = |error| DetectorError::Listen { address, error };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
@@ -96,7 +96,7 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Detect
 }
 
 /// Returns at SIGTERM or SIGINT.
-fn terminated() -> Result<impl Future<Output = ()>, DetectorError> {
+pub(crate) fn terminated() -> Result<impl Future<Output = ()>, DetectorError> {
     let failed = |error| DetectorError::System { what: "cannot listen for signals", error };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -23,7 +23,7 @@ const MAX_BODY: usize = 64 << 10;
 ///
 /// # Errors
 /// When the listener breaks.
-pub(super) async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
+pub(crate) async fn serve(listener: TcpListener, router: Router) -> io::Result<()> {
     let router = router.layer(DefaultBodyLimit::max(MAX_BODY));
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {

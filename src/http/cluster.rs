@@ -109,13 +109,14 @@ pub(super) async fn cluster(State(app): Shared) -> Answer {
     let primary = primary.and_then(|member| member.status.as_ref());
     let servers = status.members.iter().map(|member| {
         let mut shown = server(member, leader, head);
+        shown["voter"] = json!(member.voter);
         shown["silent_ms"] = json!(primary.and_then(|primary| primary.silent_ms.get(&member.node_id)));
         shown
     });
     let servers: Vec<Value> = servers.collect();
     to_json(&json!({
         "cluster_id": status.cluster_id,
-        "mode": status.settings.get("mode"),
+        "mode": status.settings.values.get("mode"),
         "term": status.term,
         "primary": status.primary,
         "settled": status.settled,
@@ -127,7 +128,8 @@ pub(super) async fn cluster(State(app): Shared) -> Answer {
         },
         "servers": servers,
         "strays": primary.map(|primary| &primary.strays),
-        "settings": status.settings,
+        "settings": status.settings.values,
+        "settings_revision": status.settings.revision,
         "view": Value::Null,
     }))
 }
@@ -145,7 +147,11 @@ fn server(member: &MemberStatus, leader: Option<u64>, head: u64) -> Value {
             "node_id": member.node_id,
             "url": member.info.url,
             "peer": member.info.peer,
-            "role": if member.voter { "backup" } else { "learner" },
+            "role": match (member.info.witness, member.voter) {
+                (true, _) => "witness",
+                (_, true) => "backup",
+                _ => "learner",
+            },
             "state": "away",
             "ready": false,
             "last_log": Value::Null,
@@ -167,6 +173,7 @@ struct Members {
     if_membership: Option<String>,
     node_id: Option<u64>,
     by: Option<u64>,
+    if_settings: Option<u64>,
 }
 
 /// A transfer changes no membership and has an address of its own, with its own fields.
@@ -189,8 +196,8 @@ fn member_op(name: &str) -> Result<MemberOp, Problem> {
 
 /// `POST /v1/cluster/members`
 pub(super) async fn members(State(app): Shared, body: Body) -> Answer {
-    let Members { op, name, if_membership, node_id: node, by } = parse(&app, body).await?;
-    change(&app, MembersRequest { op: member_op(&op)?, name, if_membership, node, by }).await
+    let Members { op, name, if_membership, node_id: node, by, if_settings } = parse(&app, body).await?;
+    change(&app, MembersRequest { op: member_op(&op)?, name, if_membership, node, by, if_settings }).await
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -198,13 +205,18 @@ pub(super) async fn members(State(app): Shared, body: Body) -> Answer {
 struct Transfer {
     to: Option<String>,
     if_membership: Option<String>,
+    if_settings: Option<u64>,
 }
 
 /// `POST /v1/cluster/transfer`
 pub(super) async fn transfer(State(app): Shared, body: Body) -> Answer {
-    let Transfer { to, if_membership } = parse(&app, body).await?;
+    let Transfer { to, if_membership, if_settings } = parse(&app, body).await?;
     let name = to.unwrap_or_default();
-    change(&app, MembersRequest { if_membership, ..MembersRequest::new(MemberOp::Transfer, name) }).await
+    change(
+        &app,
+        MembersRequest { if_membership, if_settings, ..MembersRequest::new(MemberOp::Transfer, name) },
+    )
+    .await
 }
 
 async fn change(app: &App, request: MembersRequest) -> Answer {
@@ -233,7 +245,7 @@ pub(super) async fn settings(State(app): Shared, body: Body) -> Answer {
         set.map_err(|e| if before == 0 { e } else { e.after_a_part() })?;
     }
     let status = app.node.cluster_status().await.map_err(NodeError::after_a_part)?;
-    to_json(&json!({ "settings": status.settings }))
+    to_json(&json!({ "settings": status.settings.values, "settings_revision": status.settings.revision }))
 }
 
 /// `POST /v1/cluster/snapshot`: writes a snapshot file of this server's state, as a backup.

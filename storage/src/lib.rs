@@ -13,6 +13,7 @@ pub mod node_disk;
 pub mod raft_types;
 pub mod service;
 pub mod snapshot;
+pub mod span;
 pub mod state_machine;
 pub mod tables;
 

@@ -193,6 +193,9 @@ impl Inner {
             if expected.is_some_and(|expected| expected != seen) {
                 return Err(changed(Some(seen)));
             }
+            if let Some(revision) = request.if_settings {
+                self.check_settings(revision)?;
+            }
             match self.change_seen(request, seen).await {
                 Ok(()) => return Ok(self.members_reply()),
                 Err(e)
@@ -222,6 +225,17 @@ impl Inner {
             MemberOp::TakeBack => self.take_back(name, seen).await.map(drop),
             MemberOp::Finish | MemberOp::Transfer => Ok(()),
         }
+    }
+
+    fn check_settings(&self, revision: u64) -> Result<()> {
+        let now = self.settings()?.revision;
+        if now == revision {
+            return Ok(());
+        }
+        let text = format!(
+            "the settings are not those of revision {revision}, but of {now}: look again and decide anew"
+        );
+        Err(NodeError::not_applied(Code::Changed, text))
     }
 
     /// The members that a request means: all of the name, or the one node that it names.

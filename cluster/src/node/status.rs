@@ -1,12 +1,12 @@
 //! What a node says of itself, and what it learns of the others.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
+use quorate_storage::machine::Settings;
 use quorate_storage::raft_types::{NodeId, NodeInfo};
 
 use super::members::show_log_id;
@@ -37,7 +37,7 @@ pub struct ClusterStatus {
     /// The members.
     pub members: Vec<MemberStatus>,
     /// The settings.
-    pub settings: BTreeMap<String, String>,
+    pub settings: Settings,
 }
 
 /// One member.
@@ -140,11 +140,7 @@ impl Node {
                 status,
             })
             .collect();
-        let settings = inner.state.read(|machine| machine.settings());
-        let settings = settings
-            .map_err(|e| e.to_string())
-            .and_then(|settings| settings.map_err(|e| e.to_string()))
-            .map_err(|e| NodeError::not_applied(Code::Failed, e))?;
+        let settings = inner.settings()?;
         let leader = inner.working_leader();
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -168,6 +164,15 @@ impl Node {
 }
 
 impl Inner {
+    /// The cluster's settings, as far as this server has applied them.
+    pub(super) fn settings(&self) -> Result<Settings, NodeError> {
+        let settings = self.state.read(|machine| machine.settings());
+        settings
+            .map_err(|e| e.to_string())
+            .and_then(|settings| settings.map_err(|e| e.to_string()))
+            .map_err(|e| NodeError::not_applied(Code::Failed, e))
+    }
+
     fn check_ready(&self) -> Result<(), NodeError> {
         self.readable()?;
         if self.draining.load(Ordering::Relaxed) {

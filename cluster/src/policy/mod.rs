@@ -37,6 +37,19 @@ pub struct Settings {
     pub relaunch: bool,
 }
 
+impl From<Option<&quorate_storage::machine::Settings>> for Settings {
+    /// The defaults while nobody tells them.
+    fn from(settings: Option<&quorate_storage::machine::Settings>) -> Self {
+        let defaults = quorate_storage::machine::Settings::default();
+        let settings = settings.unwrap_or(&defaults);
+        Self {
+            target_size: settings.target_size(),
+            stabilization: settings.stabilization(),
+            relaunch: settings.relaunch(),
+        }
+    }
+}
+
 /// What a manager sees of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {

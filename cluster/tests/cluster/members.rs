@@ -92,6 +92,7 @@ async fn a_learner_takes_a_voters_place_in_one_change() {
         if_membership: Some(seen.clone()),
         node: None,
         by,
+        if_settings: None,
     };
     let error = node.change_members(request(None), within(10_000)).await.unwrap_err();
     assert_eq!((error.code, error.attempt), (Code::BadRequest, Attempt::NotApplied), "{error:?}");

@@ -136,7 +136,7 @@ impl Machine {
                     self.tick()?;
                 }
                 let mut tables = Tables::new(&mut self.rows, system::NAMESPACE);
-                let result = system::apply(&mut tables, command);
+                let result = system::apply(&mut tables, command, self.revision);
                 intact(tables)?;
                 Ok(encoded(result))
             }

@@ -9,12 +9,12 @@ mod apply;
 mod events;
 mod replies;
 mod sessions;
+mod settings;
 mod system;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use self::apply::supports;
@@ -22,6 +22,7 @@ pub use self::events::{Compacted, MAX_EVENTS};
 use self::replies::Live;
 pub use self::replies::{MAX_REPLIES, MAX_REPLY_BYTES};
 pub use self::sessions::{DEFAULT_TTL, MAX_SESSIONS, SessionCommand, SessionReply, TTL_BOUNDS};
+pub use self::settings::Settings;
 pub use self::system::{FIRST_NODE_ID, SystemCommand, SystemReply};
 use crate::codec::CodecError;
 use crate::delta::Millis;
@@ -195,8 +196,8 @@ impl Machine {
     ///
     /// # Errors
     /// [`Damage`] when a row cannot be read.
-    pub fn settings(&self) -> Result<BTreeMap<String, String>, Damage> {
-        self.view(system::NAMESPACE, system::settings)
+    pub fn settings(&self) -> Result<Settings, Damage> {
+        self.view(system::NAMESPACE, Settings::read)
     }
 
     /// Asks a service; the answer is JSON text.

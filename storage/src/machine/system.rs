@@ -1,18 +1,15 @@
 //! The built-in service "system": ticks, node ids, settings.
 
-use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
-
 use serde::{Deserialize, Serialize};
 
+use super::settings;
 use crate::service::Refusal;
-use crate::tables::{Table, Tables, View};
+use crate::tables::{Table, Tables};
 
 /// The namespace of the system's tables.
 pub(super) const NAMESPACE: &str = crate::delta::SYSTEM_SERVICE;
 
 const NODE_IDS: Table<(), u64> = Table::new("node_ids");
-const SETTINGS: Table<String, String> = Table::new("settings");
 
 /// A command to the built-in service "system". Append variants only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,8 +43,12 @@ pub enum SystemReply {
 /// `cluster init` takes this id for the first server without asking anybody.
 pub const FIRST_NODE_ID: u64 = 1;
 
-/// Applies a system command. `Tick` is the machine's business: here it does nothing.
-pub(super) fn apply(tables: &mut Tables<'_>, command: SystemCommand) -> Result<SystemReply, Refusal> {
+/// Applies a system command, at `revision`. `Tick` is the machine's business: here it does nothing.
+pub(super) fn apply(
+    tables: &mut Tables<'_>,
+    command: SystemCommand,
+    revision: u64,
+) -> Result<SystemReply, Refusal> {
     match command {
         SystemCommand::Tick => Ok(SystemReply::Done),
         SystemCommand::AllocateNodeId { .. } => {
@@ -56,41 +57,8 @@ pub(super) fn apply(tables: &mut Tables<'_>, command: SystemCommand) -> Result<S
             Ok(SystemReply::NodeId(id))
         }
         SystemCommand::Set { name, value } => {
-            check_setting(&name, &value)?;
-            tables.put(&SETTINGS, &name, &value);
+            settings::set(tables, name, value, revision)?;
             Ok(SystemReply::Done)
         }
     }
-}
-
-/// The settings that this build knows, with their defaults.
-const KNOWN: [(&str, &str); 1] = [("mode", "active")];
-
-fn check_setting(name: &str, value: &str) -> Result<(), Refusal> {
-    match (name, value) {
-        ("mode", "active") => Ok(()),
-        ("mode", _) => Err(Refusal::new(
-            "bad_setting",
-            format!("mode {value:?} is not supported by this version: use active"),
-        )),
-        _ => {
-            let known: Vec<&str> = KNOWN.iter().map(|(name, _)| *name).collect();
-            Err(Refusal::new(
-                "bad_setting",
-                format!("no setting is called {name:?}; there are: {}", known.join(", ")),
-            ))
-        }
-    }
-    .map_err(|refusal| refusal.with_status(400))
-}
-
-/// All settings, defaults included.
-pub(super) fn settings(tables: &View<'_>) -> BTreeMap<String, String> {
-    let mut settings: BTreeMap<String, String> =
-        KNOWN.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    tables.range(&SETTINGS, (Bound::Unbounded, Bound::Unbounded), |name, value| {
-        settings.insert(name, value);
-        ControlFlow::Continue(())
-    });
-    settings
 }

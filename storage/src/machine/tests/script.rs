@@ -11,7 +11,8 @@
 //! tick | allocate NAME | set NAME VALUE   the system commands
 //! query SERVICE QUERY [PARAMS]
 //! events [after=1.0] [limit=N] [topic=T]  what is kept
-//! state                                   revision, logged time, next deadline, settings
+//! state                                   revision, logged time, next deadline
+//! settings                                the revision of their last change, and all of them
 //! restart                                 the second replica, from its last flush
 //! ```
 
@@ -189,11 +190,10 @@ impl Runner {
             .ask(|machine| {
                 let deadline = machine.next_deadline()?;
                 let deadline = deadline.map_or_else(|| "none".to_owned(), |at| at.to_string());
-                let settings = machine.settings()?;
                 Ok::<_, crate::tables::Damage>(format!(
-                    "revision {}, time {}, next deadline {deadline}, settings {settings:?}",
+                    "revision {}, time {}, next deadline {deadline}",
                     machine.revision(),
-                    machine.time(),
+                    machine.time()
                 ))
             })
             .map_err(Into::into)
@@ -237,6 +237,11 @@ impl goldenscript::Runner for Runner {
             "query" => self.query(&mut args)?,
             "events" => self.events(&mut args)?,
             "state" => self.state()?,
+            "settings" => {
+                let settings = self.replicas.ask(|machine| machine.settings())?;
+                let values = settings.values.iter().map(|(name, value)| format!("{name} = {value}"));
+                format!("of revision {}: {}", settings.revision, values.collect::<Vec<_>>().join(", "))
+            }
             "restart" => {
                 self.replicas.restart_second();
                 String::new()

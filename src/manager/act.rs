@@ -1,0 +1,98 @@
+//! Carrying decisions out, over HTTP: one change of the membership through its primary, launches through the local
+//! detectors.
+
+use std::time::Duration;
+
+use quorate_cluster::policy::{Change, Down, Seen};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::look::{Cluster, chain};
+
+/// Longer than a server takes to give a change up.
+const CHANGE_LIMIT: Duration = Duration::from_secs(40);
+const LAUNCH_LIMIT: Duration = Duration::from_secs(5);
+
+/// With this begins what is certain not to have been done.
+pub(super) const REFUSED: &str = "refused";
+
+/// A change, as the primary is asked for it.
+pub(super) struct Act {
+    url: String,
+    body: Value,
+}
+
+impl Act {
+    /// The change, on the condition that membership and settings are still those that were `seen`.
+    pub(super) fn new(change: &Change, seen: &Seen, cluster: &Cluster) -> Self {
+        let of = |op: &str, id: &u64| {
+            let member = seen.members.iter().find(|member| member.id == *id);
+            json!({ "op": op, "name": member.map(|member| &member.name), "node_id": id })
+        };
+        let (path, mut body) = match change {
+            Change::Finish => ("members", json!({ "op": "finish" })),
+            Change::TakeBack { name } => ("members", json!({ "op": "take_back", "name": name })),
+            Change::Replace { old, new } => {
+                let mut body = of("replace", old);
+                body["by"] = json!(new);
+                ("members", body)
+            }
+            Change::Promote { new } => ("members", of("promote", new)),
+            Change::Demote { old } => ("members", of("demote", old)),
+            Change::Remove { old } => ("members", of("remove", old)),
+            Change::Transfer { to } => ("transfer", json!({ "to": of("", to)["name"] })),
+        };
+        body["if_membership"] = json!(cluster.membership);
+        body["if_settings"] = json!(cluster.settings.revision);
+        let server = cluster.leader().map_or("", |leader| &leader.url);
+        Self { url: format!("{server}/v1/cluster/{path}"), body }
+    }
+
+    /// Gives `what` back, or why it was not done.
+    pub(super) async fn carry_out(self, client: reqwest::Client, what: String) -> Result<String, String> {
+        match post(&client, &self.url, &self.body, CHANGE_LIMIT).await {
+            Ok(()) => Ok(what),
+            Err(error) => Err(format!("{what}: {error}")),
+        }
+    }
+}
+
+/// Sets a setting.
+pub(super) async fn set(
+    client: &reqwest::Client,
+    cluster: &Cluster,
+    name: &str,
+    value: &str,
+) -> Result<(), String> {
+    let server = cluster.leader().map_or("", |leader| &leader.url);
+    post(client, &format!("{server}/v1/cluster/settings"), &json!({ name: value }), LAUNCH_LIMIT).await
+}
+
+/// Has a server launched by its detector, if it has not been meanwhile.
+pub(super) async fn launch(client: reqwest::Client, lfd: String, down: Down) {
+    let body = json!({ "after": down.incarnation });
+    if let Err(error) = post(&client, &format!("{lfd}/v1/launch"), &body, LAUNCH_LIMIT).await {
+        tracing::warn!(server = down.name, lfd, error, "the server cannot be launched");
+    }
+}
+
+/// What a server says of a request that it refuses.
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
+    outcome: String,
+}
+
+async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration) -> Result<(), String> {
+    let answer = client.post(url).json(body).timeout(limit).send().await.map_err(|error| chain(&error))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let text = answer.text().await.unwrap_or_default();
+    Err(match serde_json::from_str::<Problem>(&text) {
+        Ok(Problem { detail, outcome }) if outcome == "not_applied" => format!("{REFUSED}: {detail}"),
+        Ok(Problem { detail, .. }) => format!("unknown whether it was done: {detail}"),
+        Err(_) => format!("{REFUSED}: {status}: {}", text.trim()),
+    })
+}

@@ -1,0 +1,206 @@
+//! What the manager sees: the view of the global fault detector, and the cluster as its primary tells it.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use quorate_cluster::detect::accrual::Health;
+use quorate_cluster::detect::view::View;
+use quorate_cluster::policy::{Down, Lasting, Look, Member, Observer, Seen};
+use quorate_storage::machine::Settings;
+use reqwest::Url;
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use crate::client::watch::events;
+
+/// For one server's answer: it asks all others first, half a second each.
+const ASK: Duration = Duration::from_secs(2);
+/// Before the global detector is asked again.
+const PAUSE: Duration = Duration::from_millis(250);
+/// A primary that has not heard of a member for so long has lost contact.
+const SILENT_MS: u64 = 1_000;
+/// A learner that lacks fewer entries than this is caught up.
+const CAUGHT_UP: u64 = 256;
+
+/// Of `GET /v1/cluster`, what is decided on.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Cluster {
+    pub(super) cluster_id: String,
+    pub(super) term: u64,
+    /// Its name.
+    pub(super) primary: Option<String>,
+    pub(super) settled: bool,
+    /// The membership's log id.
+    pub(super) membership: String,
+    joint: bool,
+    pub(super) servers: Vec<Server>,
+    strays: Vec<String>,
+    pub(super) settings: Settings,
+}
+
+/// One member of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(super) struct Server {
+    pub(super) name: String,
+    pub(super) node_id: u64,
+    pub(super) url: String,
+    role: String,
+    voter: bool,
+    pub(super) ready: bool,
+    lag: Option<u64>,
+    silent_ms: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct Body {
+    cluster_id: String,
+    term: u64,
+    primary: Option<String>,
+    settled: bool,
+    membership: MembershipBody,
+    servers: Vec<Server>,
+    strays: Option<Vec<String>>,
+    settings: BTreeMap<String, String>,
+    settings_revision: u64,
+}
+
+#[derive(Deserialize)]
+struct MembershipBody {
+    log_id: String,
+    joint: bool,
+}
+
+impl From<Body> for Cluster {
+    fn from(body: Body) -> Self {
+        Self {
+            cluster_id: body.cluster_id,
+            term: body.term,
+            primary: body.primary,
+            settled: body.settled,
+            membership: body.membership.log_id,
+            joint: body.membership.joint,
+            servers: body.servers,
+            strays: body.strays.unwrap_or_default(),
+            settings: Settings { revision: body.settings_revision, values: body.settings },
+        }
+    }
+}
+
+impl Cluster {
+    /// The primary, when it has answered the server that was asked.
+    pub(super) fn leader(&self) -> Option<&Server> {
+        self.servers.iter().find(|server| server.role == "primary" || self.leads_as_witness(server))
+    }
+
+    fn leads_as_witness(&self, server: &Server) -> bool {
+        server.role == "witness" && Some(&server.name) == self.primary.as_ref() && server.ready
+    }
+}
+
+/// Asks the servers one by one until one knows the primary; that one is asked first the next time.
+pub(super) async fn cluster(client: &reqwest::Client, urls: &mut [String]) -> Option<Cluster> {
+    let mut second_best = None;
+    for place in 0..urls.len() {
+        match ask(client, &urls[place]).await {
+            Ok(cluster) if cluster.primary.is_some() => {
+                urls[..=place].rotate_right(1);
+                return Some(cluster);
+            }
+            Ok(cluster) => second_best = second_best.or(Some(cluster)),
+            Err(error) => {
+                tracing::debug!(%error, url = urls[place], "a server does not tell how the cluster is")
+            }
+        }
+    }
+    second_best
+}
+
+async fn ask(client: &reqwest::Client, url: &str) -> reqwest::Result<Cluster> {
+    let answer = client.get(format!("{url}/v1/cluster")).timeout(ASK).send().await?.error_for_status()?;
+    answer.json::<Body>().await.map(Cluster::from)
+}
+
+/// Follows the view for ever; `None` while it cannot be had.
+pub(super) async fn follow(
+    client: reqwest::Client,
+    gfd: Url,
+    view: watch::Sender<Option<View>>,
+) -> Infallible {
+    let url = format!("{gfd}v1/view/watch");
+    let mut away = false;
+    loop {
+        let answer = client.get(&url).send().await.and_then(reqwest::Response::error_for_status);
+        match answer {
+            Ok(answer) => {
+                away = false;
+                tracing::info!(%gfd, "following the view");
+                let mut events = events(answer);
+                while let Some(Ok(event)) = events.next().await {
+                    match serde_json::from_str(&event.data) {
+                        Ok(now) => drop(view.send_replace(Some(now))),
+                        Err(error) => tracing::warn!(%error, "the view cannot be read"),
+                    }
+                }
+                tracing::warn!(%gfd, "the view has ended");
+            }
+            Err(error) if !away => {
+                tracing::warn!(error = chain(&error), %gfd, "the global fault detector does not answer; it is tried for ever");
+                away = true;
+            }
+            Err(_) => {}
+        }
+        view.send_if_modified(|view| view.take().is_some());
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// An error with its causes: reqwest's own text is but its first line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Both put together.
+pub(super) fn seen(
+    cluster: Option<&Cluster>,
+    view: Option<&View>,
+    observer: &mut Observer,
+    now: Instant,
+) -> Seen {
+    let dead = |name: &str| {
+        view.and_then(|view| view.member(name)).is_some_and(|member| member.state == Health::Dead)
+    };
+    let primary = cluster.and_then(Cluster::leader).map(|leader| leader.node_id);
+    let servers = || cluster.into_iter().flat_map(|cluster| &cluster.servers);
+    let looks = servers().map(|server| {
+        // A primary that knows no more of a member than that it is one has not heard of it either.
+        let heard = Some(server.node_id) == primary || server.silent_ms.is_some_and(|ms| ms < SILENT_MS);
+        let steady = server.ready && server.lag.is_some_and(|lag| lag <= CAUGHT_UP);
+        let look = Look { view_dead: dead(&server.name), silent: primary.is_some() && !heard, steady };
+        (server.node_id, look)
+    });
+    let looks = looks.collect();
+    let lasting = observer.look(&looks, now);
+    let members = servers().map(|server| {
+        let Lasting { view_dead, silent, steady } = lasting.get(&server.node_id).copied().unwrap_or_default();
+        let (id, name, voter) = (server.node_id, server.name.clone(), server.voter);
+        Member { id, name, witness: server.role == "witness", voter, view_dead, silent, steady }
+    });
+    let members = members.collect();
+    let down = view.into_iter().flat_map(|view| &view.members);
+    let down = down.filter(|member| member.state == Health::Dead).map(|member| {
+        let (name, incarnation) = (member.name.clone(), member.incarnation);
+        Down { name, incarnation, held: member.held }
+    });
+    Seen {
+        settings: cluster.map(|cluster| &cluster.settings).into(),
+        view: view.is_some(),
+        primary,
+        joint: cluster.is_some_and(|cluster| cluster.joint),
+        members,
+        down: down.collect(),
+        strays: cluster.map(|cluster| cluster.strays.clone()).unwrap_or_default(),
+    }
+}

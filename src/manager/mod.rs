@@ -1,0 +1,221 @@
+//! The replication manager: looks at the cluster and at the view, and carries out what the policy says, one change at
+//! a time. What it thinks is `quorate_cluster::policy`.
+//!
+//! It keeps nothing: a new one learns everything from the servers and from the global fault detector. Any number may run.
+//! Each change names the membership and the settings that it was decided on, so of two managers one is refused.
+
+mod act;
+mod http;
+mod look;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_cluster::detect::view::View;
+use quorate_cluster::policy::{Down, Observer, Plan, Seen, plan};
+use reqwest::Url;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use self::act::Act;
+use self::http::Shown;
+use self::look::Cluster;
+use crate::detectors::{DetectorError, listen, terminated, web};
+use crate::transcript::Transcript;
+
+const NAME: &str = "RM";
+/// From one look to the next, at most: a change of the view is looked at, at once.
+const LOOK: Duration = Duration::from_millis(500);
+/// A launch that has not shown in the view for so long is asked for again.
+const LAUNCH_AGAIN: Duration = Duration::from_secs(2);
+
+/// Everything that `quorate rm` was told.
+#[derive(Debug, Clone)]
+pub struct RmArgs {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The global fault detector.
+    pub gfd: Url,
+    /// The mode that the cluster is to have from now on.
+    pub mode: Option<String>,
+    /// Only say what it would do.
+    pub dry_run: bool,
+    /// What is printed for an operator to follow.
+    pub transcript: Transcript,
+}
+
+struct Manager {
+    args: RmArgs,
+    client: reqwest::Client,
+    observer: Observer,
+    /// Where servers were seen, the one that answered last first.
+    urls: Vec<String>,
+    /// The change under way.
+    doing: Option<JoinHandle<Result<String, String>>>,
+    /// Launches that were asked for.
+    asked: BTreeMap<String, (u64, Instant)>,
+    shown: watch::Sender<Shown>,
+    printed: Option<Vec<String>>,
+    ready: BTreeSet<String>,
+}
+
+/// Runs a replication manager until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`DetectorError`].
+pub async fn run(args: RmArgs) -> Result<(), DetectorError> {
+    let (listener, address) = listen(args.listen).await?;
+    let client = crate::detectors::client()?;
+    let shown = watch::Sender::new(Shown::new(args.dry_run));
+    let (view, views) = watch::channel(None);
+    let following = look::follow(client.clone(), args.gfd.clone(), view);
+    let serving = web::serve(listener, http::router(Arc::new(http::Shared { shown: shown.subscribe() })));
+    tracing::info!(listen = %address, gfd = %args.gfd, dry_run = args.dry_run, "managing");
+    let manager = Manager {
+        args,
+        client,
+        observer: Observer::default(),
+        urls: Vec::new(),
+        doing: None,
+        asked: BTreeMap::new(),
+        shown,
+        printed: None,
+        ready: BTreeSet::new(),
+    };
+    tokio::select! {
+        result = serving => result.map_err(|error| DetectorError::System { what: "cannot serve", error }),
+        never = following => match never {},
+        never = manager.run(views) => match never {},
+        () = terminated()? => Ok(()),
+    }
+}
+
+impl Manager {
+    async fn run(mut self, mut views: watch::Receiver<Option<View>>) -> std::convert::Infallible {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.print_members(Vec::new());
+        loop {
+            tokio::select! {
+                _ = looks.tick() => {}
+                Ok(()) = views.changed() => {}
+                result = done(&mut self.doing) => self.finished(result),
+            }
+            let view = views.borrow_and_update().clone();
+            self.turn(view.as_ref()).await;
+        }
+    }
+
+    async fn turn(&mut self, view: Option<&View>) {
+        for member in view.into_iter().flat_map(|view| &view.members) {
+            if !self.urls.contains(&member.url) {
+                self.urls.push(member.url.clone());
+            }
+        }
+        let cluster = look::cluster(&self.client, &mut self.urls).await;
+        let seen = look::seen(cluster.as_ref(), view, &mut self.observer, Instant::now());
+        let plan = plan(&seen);
+        self.print(&seen, view);
+        self.show(cluster.as_ref(), view, &seen, &plan);
+        if self.args.dry_run {
+            return;
+        }
+        if let Some(cluster) = &cluster {
+            self.set_mode(cluster).await;
+        }
+        self.launch(&plan.launch, view);
+        if self.doing.is_none()
+            && let (Some((change, why)), Some(cluster)) = (&plan.change, &cluster)
+        {
+            let what = seen.describe(change);
+            tracing::info!(what, why, membership = %cluster.membership, settings = cluster.settings.revision,
+                           view = view.map(|view| view.revision), "changing the membership");
+            self.shown.send_modify(|shown| shown.doing = Some(what.clone()));
+            let act = Act::new(change, &seen, cluster);
+            self.doing = Some(tokio::spawn(act.carry_out(self.client.clone(), what)));
+        }
+    }
+
+    fn finished(&mut self, result: Result<String, String>) {
+        self.doing = None;
+        match &result {
+            Ok(what) => tracing::info!(what, "done"),
+            Err(why) => tracing::warn!(why, "not done; it is decided anew"),
+        }
+        let last = match result {
+            Ok(what) => format!("done: {what}"),
+            Err(why) => why,
+        };
+        self.shown.send_modify(|shown| (shown.doing, shown.last) = (None, Some(last)));
+    }
+
+    /// The mode that this manager was started with, once.
+    async fn set_mode(&mut self, cluster: &Cluster) {
+        let Some(mode) = self.args.mode.take() else { return };
+        if cluster.primary.is_none() {
+            self.args.mode = Some(mode);
+        } else if let Err(error) = act::set(&self.client, cluster, "mode", &mode).await {
+            tracing::warn!(error, mode, "the mode cannot be set");
+            // What is refused now is refused for ever; the rest is tried again.
+            self.args.mode = Some(mode).filter(|_| !error.starts_with(act::REFUSED));
+        }
+    }
+
+    /// Has servers launched. An answer is not waited for: the view shows what comes of it.
+    fn launch(&mut self, down: &[Down], view: Option<&View>) {
+        let now = Instant::now();
+        self.asked.retain(|name, (after, at)| {
+            let still = down.iter().any(|down| down.name == *name && down.incarnation == *after);
+            still && now.duration_since(*at) < LAUNCH_AGAIN
+        });
+        for down in down {
+            if self.asked.contains_key(&down.name) {
+                continue;
+            }
+            let Some(member) = view.and_then(|view| view.member(&down.name)) else { continue };
+            self.asked.insert(down.name.clone(), (down.incarnation, now));
+            tracing::info!(server = down.name, after = down.incarnation, lfd = member.lfd, "launching");
+            tokio::spawn(act::launch(self.client.clone(), member.lfd_url.clone(), down.clone()));
+        }
+    }
+
+    /// Prints who is there, and who has become ready, whenever that changes.
+    fn print(&mut self, seen: &Seen, view: Option<&View>) {
+        let dead = |name: &str| view.is_some_and(|view| !view.alive().any(|alive| alive == name));
+        let there = seen.members.iter().filter(|member| !member.witness && member.silent.is_none());
+        let there: BTreeMap<&str, bool> = there
+            .filter(|member| !dead(&member.name))
+            .map(|member| (member.name.as_str(), member.voter && member.steady.is_some()))
+            .collect();
+        if seen.primary.is_some() {
+            self.print_members(there.keys().map(|name| (*name).to_owned()).collect());
+        }
+        for (name, _) in there.iter().filter(|(_, ready)| **ready) {
+            if self.ready.insert((*name).to_owned()) {
+                self.args.transcript.ready(name);
+            }
+        }
+        self.ready.retain(|name| there.contains_key(name.as_str()));
+    }
+
+    fn print_members(&mut self, names: Vec<String>) {
+        if self.printed.as_ref() != Some(&names) {
+            self.args.transcript.members(NAME, &names);
+            self.printed = Some(names);
+        }
+    }
+
+    fn show(&self, cluster: Option<&Cluster>, view: Option<&View>, seen: &Seen, plan: &Plan) {
+        self.shown.send_modify(|shown| shown.update(cluster, view, seen, plan));
+    }
+}
+
+async fn done(doing: &mut Option<JoinHandle<Result<String, String>>>) -> Result<String, String> {
+    match doing {
+        Some(task) => task.await.unwrap_or_else(|error| Err(format!("it broke off: {error}"))),
+        None => std::future::pending().await,
+    }
+}
