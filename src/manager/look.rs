@@ -190,7 +190,8 @@ pub(super) fn seen(
     });
     let members = members.collect();
     let down = view.into_iter().flat_map(|view| &view.members);
-    let down = down.filter(|member| member.state == Health::Dead).map(|member| {
+    // One that was never launched is launched by its own detector.
+    let down = down.filter(|member| member.state == Health::Dead && member.incarnation > 0).map(|member| {
         let (name, incarnation) = (member.name.clone(), member.incarnation);
         Down { name, incarnation, held: member.held }
     });

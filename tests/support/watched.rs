@@ -17,7 +17,7 @@ use super::{PATIENCE, POLL};
 pub(crate) struct Role {
     name: String,
     port: Port,
-    words: Vec<String>,
+    pub(crate) words: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -73,6 +73,8 @@ fn signal(name: &str, pid: u32) {
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) gfd: Role,
+    /// Not started.
+    pub(crate) rm: Role,
     pub(crate) lfds: Vec<Role>,
     pub(crate) servers: Vec<Server>,
     pub(crate) http: Http,
@@ -87,6 +89,8 @@ impl Watched {
         let path = dir.path();
         let mut gfd = Role::new("GFD", path);
         gfd.words = words(&["gfd", "--listen", &gfd.port.address(), "--transcript"]);
+        let mut rm = Role::new("RM", path);
+        rm.words = words(&["rm", "--listen", &rm.port.address(), "--gfd", &gfd.port.address()]);
         let servers: Vec<Server> = (1..=n).map(|n| Server::new(&format!("S{n}"), path)).collect();
         let mut lfds: Vec<Role> = (1..=n).map(|n| Role::new(&format!("LFD{n}"), path)).collect();
         for (lfd, server) in lfds.iter_mut().zip(&servers) {
@@ -97,13 +101,71 @@ impl Watched {
             lfd.words.extend(server.identity());
         }
         servers[0].init();
-        let mut watched = Self { gfd, lfds, servers, http: Http::new(), dir };
+        let mut watched = Self { gfd, rm, lfds, servers, http: Http::new(), dir };
         watched.gfd.start();
         watched.lfds.iter_mut().for_each(Role::start);
         for n in 0..watched.servers.len() {
             watched.until_state(n, "alive").await;
         }
         watched
+    }
+
+    /// The same with a manager, whose first words are those of a cluster in a hurry: it waits for one second only.
+    pub(crate) async fn start_managed(n: usize, flags: &[&str]) -> Self {
+        let mut watched = Self::start(n, &[]).await;
+        watched.set("stabilization", "1s").await;
+        watched.rm.words.extend(words(flags));
+        watched.rm.start();
+        watched
+    }
+
+    /// Sets a setting, through S1.
+    pub(crate) async fn set(&self, name: &str, value: &str) {
+        self.until_ready(0).await;
+        let url = format!("{}/v1/cluster/settings", self.servers[0].url());
+        let set = self.http.post(&url, &json!({ name: value })).await.expect("an answer of S1");
+        assert_eq!(set.status, 200, "{set:?}");
+    }
+
+    /// The cluster as the first of its servers tells it that knows a primary.
+    pub(crate) async fn cluster(&self) -> Result<Value, String> {
+        let mut last = "nobody answers".to_owned();
+        for server in &self.servers {
+            match self.http.json(&format!("{}/v1/cluster", server.url())).await {
+                Ok(cluster) if cluster["primary"].is_string() => return Ok(cluster),
+                Ok(cluster) => last = cluster.to_string(),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Waits until exactly these servers vote, all members are ready, and nothing is half done; gives the cluster.
+    pub(crate) async fn until_voters(&self, names: &[&str]) -> Value {
+        self.until(&format!("the voters are {names:?}"), async || {
+            let cluster = self.cluster().await?;
+            let mut voters = strings(&cluster["membership"]["voters"]);
+            voters.sort();
+            if voters == names && cluster["settled"] == true { Ok(cluster) } else { Err(cluster.to_string()) }
+        })
+        .await
+    }
+
+    /// What the manager shows.
+    pub(crate) async fn manager(&self) -> Result<Value, String> {
+        self.http.json(&format!("{}/v1/rm", self.rm.url())).await
+    }
+
+    /// Kills the `n`th server, and nobody is to launch it.
+    pub(crate) async fn kill_and_hold(&self, n: usize) {
+        assert_eq!(self.say(n, "hold", json!({})).await.status, 200);
+        self.signal(n, "KILL");
+        self.until_state(n, "dead").await;
+    }
+
+    /// Has the `n`th server launched that was held.
+    pub(crate) async fn release(&self, n: usize) {
+        assert_eq!(self.say(n, "launch", json!({})).await.status, 200);
     }
 
     /// Polls until `probe` succeeds. Fails the test after [`PATIENCE`], with the probe's last word.
@@ -176,7 +238,7 @@ impl Watched {
     }
 
     fn tails(&self) -> String {
-        let roles = self.lfds.iter().chain([&self.gfd]);
+        let roles = self.lfds.iter().chain([&self.gfd, &self.rm]);
         roles
             .map(|role| {
                 let log = role.log();
@@ -193,6 +255,7 @@ impl Drop for Watched {
         if std::thread::panicking() {
             eprintln!("{}", self.tails());
         }
+        self.rm.kill9();
         self.gfd.kill9();
         self.lfds.iter_mut().for_each(Role::kill9);
         // Servers outlive their detectors. This directory is this test's alone, so what names it is, too.
@@ -200,6 +263,10 @@ impl Drop for Watched {
             let _ = Command::new("kill").args(["-KILL".to_owned(), pid.to_string()]).status();
         }
     }
+}
+
+pub(crate) fn strings(list: &Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -32,7 +32,7 @@ struct Known {
 const KNOWN: [Known; 4] = [
     Known { name: MODE, default: "active", check: |value| one_of(value, &["active"]) },
     Known { name: RESTART, default: ALWAYS, check: |value| one_of(value, &[ALWAYS, "never"]) },
-    Known { name: STABILIZATION, default: "10s", check: |value| stabilization(value).map(drop) },
+    Known { name: STABILIZATION, default: "5s", check: |value| stabilization(value).map(drop) },
     Known { name: TARGET_SIZE, default: "3", check: |value| target_size(value).map(drop) },
 ];
 
@@ -131,7 +131,7 @@ mod tests {
         }
         let settings = Settings::default();
         assert_eq!((settings.target_size(), settings.relaunch()), (3, true));
-        assert_eq!(settings.stabilization(), Duration::from_secs(10));
+        assert_eq!(settings.stabilization(), Duration::from_secs(5));
     }
 
     #[test]
