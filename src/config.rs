@@ -47,6 +47,7 @@ const KEYS: &[&str] = &[
     "register",
     "restart",
     "rm",
+    "role",
     "servers",
     "session",
     "timeout",

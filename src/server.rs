@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::cli::server_args::{InitArgs, ServerArgs};
+use crate::cli::server_args::{InitArgs, Role, ServerArgs};
 use crate::http;
 
 /// Why a server ended, or did not begin.
@@ -103,7 +103,7 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
     };
     let url = args.advertise.unwrap_or(format!("http://{}", bound(&listener)?));
     let peer = args.peer_advertise.unwrap_or(bound(&peer_listener)?.to_string());
-    let info = NodeInfo { name: args.name, url, peer, witness: false };
+    let info = NodeInfo { name: args.name, url, peer, witness: args.role == Role::Witness };
     let doing = match node_disk::inhabited(&args.data)? {
         true => "reads its state and applies its log again",
         false => "is still joining its cluster",

@@ -90,6 +90,29 @@ async fn below_the_floor_nobody_is_removed() {
     assert_eq!(add(&watched, 1).await, 200);
 }
 
+/// Each loss comes when the repair of the one before has ended: service goes on down to one server and the witness, and
+/// back up.
+#[tokio::test]
+async fn with_a_witness_the_last_server_goes_on_and_all_come_back() {
+    let mut watched = Watched::start_managed(3, &[]).await;
+    watched.add_witness().await;
+    watched.until_voters(&THREE).await;
+    watched.kill_and_hold(0).await;
+    watched.until_voters(&["S2", "S3", "W"]).await;
+    assert_eq!(add(&watched, 1).await, 200);
+    watched.kill_and_hold(1).await;
+    watched.until_voters(&["S3", "W"]).await;
+    assert_eq!(add(&watched, 2).await, 200);
+    assert_eq!(add(&watched, 3).await, 421, "the witness serves nobody");
+    watched.release(0).await;
+    watched.until_voters(&["S1", "S3", "W"]).await;
+    watched.release(1).await;
+    let cluster = watched.until_voters(&THREE).await;
+    assert_eq!(strings(&cluster["membership"]["learners"]), ["W"], "the witness has stepped back");
+    let url = format!("{}/v1/counter/get", watched.servers[0].url());
+    assert_eq!(watched.http.json(&url).await.expect("the counter")["value"], 2);
+}
+
 #[tokio::test]
 async fn a_spare_takes_the_place_of_a_dead_voter_in_one_change() {
     let watched = Watched::start_managed(4, &[]).await;

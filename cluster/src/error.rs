@@ -42,6 +42,8 @@ pub enum Code {
     Failed,
     /// It is for another server, or for another cluster.
     Misdirected,
+    /// This server serves no clients: a witness, or a backup in passive mode.
+    NotServing,
 }
 
 /// An error with its cause, what may have happened, and where to go next.

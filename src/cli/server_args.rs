@@ -31,6 +31,8 @@ pub struct ServerArgs {
     pub listen: SocketAddr,
     /// Where it serves the other servers.
     pub peer_listen: SocketAddr,
+    /// What it is in the cluster.
+    pub role: Role,
     /// Servers of the cluster to join, as `HOST:PORT` of their peer ports.
     pub join: Vec<String>,
     /// The URL that clients reach it under; made from `listen` when absent.
@@ -101,6 +103,10 @@ pub(crate) struct ServerFlags {
     /// Peer addresses of servers to join through, when DIR is empty
     #[arg(long, value_name = "HOST:PORT,…", value_delimiter = ',', help_heading = ADDRESSES)]
     join: Vec<String>,
+    /// What it is in the cluster: data, or witness, which replicates and votes when it must, and serves no clients
+    /// [default: data]
+    #[arg(long, value_name = "ROLE", value_parser = role, help_heading = IDENTITY)]
+    role: Option<Role>,
     /// Refuse writes when less than this is free on the disk [default: 256MiB]
     #[arg(long, value_name = "BYTES", value_parser = config::bytes, help_heading = DISK)]
     disk_reserve: Option<u64>,
@@ -124,6 +130,24 @@ pub(crate) struct ServerFlags {
     incarnation: Option<u64>,
 }
 
+/// What a server is in its cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It serves clients.
+    #[default]
+    Data,
+    /// It replicates, and votes when it must.
+    Witness,
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    match text {
+        "data" => Ok(Role::Data),
+        "witness" => Ok(Role::Witness),
+        _ => Err(format!("`{text}` is none of data, witness")),
+    }
+}
+
 impl ServerFlags {
     pub(crate) fn resolve(self, config: &Config) -> Result<ServerArgs, ConfigError> {
         let identity = self.identity.resolve(config, false)?;
@@ -137,6 +161,7 @@ impl ServerFlags {
             data: identity.data,
             listen: identity.listen,
             peer_listen: identity.peer_listen,
+            role: config.pick("role", self.role, role)?.unwrap_or_default(),
             join,
             advertise: identity.advertise,
             peer_advertise: identity.peer_advertise,

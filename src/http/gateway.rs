@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::problem::Problem;
-use super::{Answer, App, Shared, deadline, json, primary};
+use super::{Answer, App, Shared, deadline, json, primary, serves};
 
 /// A batch's body above this is parsed, and answered, on another thread.
 const LARGE: usize = 16 << 10;
@@ -98,6 +98,7 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
         BadRequest::Fields(_) => bad(service.name(), e),
     })?;
     let command = command_of(session, service.name(), encoded.into());
+    serves(app).await?;
     primary(app).await?;
     let outcome = app.node.propose(command, deadline()).await?;
     if let Some(problem) = Problem::of_result(&outcome.result) {
@@ -115,6 +116,7 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let large = body.len() > LARGE;
     let node = app.node.clone();
     let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
+    serves(&app).await?;
     primary(&app).await?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
     let node = app.node.clone();

@@ -147,6 +147,11 @@ async fn primary(app: &App) -> Result<(), Problem> {
     Ok(app.node.await_primary(NO_PRIMARY_PATIENCE).await?)
 }
 
+/// Whether clients are served here: not by a witness, nor by a backup in passive mode.
+async fn serves(app: &App) -> Result<(), Problem> {
+    Ok(app.node.check_serves(NO_PRIMARY_PATIENCE).await?)
+}
+
 fn deadline() -> Instant {
     Instant::now() + REQUEST_TIMEOUT
 }

@@ -164,6 +164,7 @@ impl From<NodeError> for Problem {
             Code::Overloaded => (429, "overloaded"),
             // In active mode any server accepts: that there is none to forward to is what counts.
             Code::NoPrimary | Code::NotPrimary | Code::Misdirected => (503, "no_primary"),
+            Code::NotServing => (421, "not_primary"),
             Code::NotReady => (503, "not_ready"),
             Code::ShuttingDown | Code::Failed => (503, "shutting_down"),
             Code::Timeout => (504, "timeout"),

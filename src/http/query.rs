@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::gateway::{bad, find, push_fields};
 use super::problem::Problem;
-use super::{Answer, App, Shared, deadline, json, primary};
+use super::{Answer, App, Shared, deadline, json, primary, serves};
 
 /// What every query may say of its freshness.
 #[derive(Debug, Default, Deserialize)]
@@ -30,6 +30,7 @@ pub(super) async fn get(
 /// Asks the query `name` of `service`.
 pub(super) async fn ask(app: &App, service: &str, name: &str, params: Option<&str>) -> Answer {
     let (level, own) = split_params(params.unwrap_or_default())?;
+    serves(app).await?;
     if !matches!(level, ReadLevel::Stale { .. }) {
         primary(app).await?;
     }

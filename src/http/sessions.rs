@@ -8,7 +8,7 @@ use quorate_storage::machine::{SessionCommand, SessionReply};
 use serde::Deserialize;
 
 use super::problem::Problem;
-use super::{Answer, App, Shared, deadline, json_with_status, primary};
+use super::{Answer, App, Shared, deadline, json_with_status, primary, serves};
 
 const MAX_NAME: usize = 256;
 
@@ -51,6 +51,7 @@ fn session_id(text: &str) -> Result<u64, Problem> {
 
 async fn run(app: &App, command: SessionCommand) -> Result<SessionReply, Problem> {
     let command = Command::sessionless(SESSION_SERVICE, codec::encode(&command));
+    serves(app).await?;
     primary(app).await?;
     let outcome = app.node.propose(command, deadline()).await?;
     match &outcome.result {

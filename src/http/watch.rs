@@ -37,6 +37,7 @@ pub(super) struct Params {
 
 /// `GET /v1/watch`
 pub(super) async fn watch(State(app): Shared, Query(params): Query<Params>, headers: HeaderMap) -> Answer {
+    super::serves(&app).await?;
     // Not ready: events that were shown before the restart might be missing.
     app.node.read_point(quorate_cluster::node::ReadLevel::Stale { max_age: None }, super::deadline()).await?;
     if let Some(service) = &params.service {
@@ -109,7 +110,8 @@ impl Reader {
 }
 
 /// Ends when the client is so slow that events it has not seen are evicted: it is told 410 when it resumes. And when this
-/// server has known no primary for a while, being cut off or removed: the client goes on at another one.
+/// server has known no primary for a while, being cut off or removed, or is a backup in passive mode: the client goes on at
+/// another one.
 fn events(reader: Reader, applied: watch::Receiver<Applied>) -> impl Stream<Item = Result<Sse, Infallible>> {
     futures_util::stream::unfold((reader, applied), |(mut reader, mut applied)| async move {
         let mut ready_at = Instant::now();
@@ -121,7 +123,7 @@ fn events(reader: Reader, applied: watch::Receiver<Applied>) -> impl Stream<Item
             if reader.app.node.ready() {
                 ready_at = Instant::now();
             }
-            if reader.app.node.draining() || ready_at.elapsed() > CUT_OFF {
+            if reader.app.node.draining() || !reader.app.node.serves() || ready_at.elapsed() > CUT_OFF {
                 return None;
             }
             applied.borrow_and_update();

@@ -119,6 +119,20 @@ impl Watched {
         watched
     }
 
+    /// Adds a witness W, with a detector of its own.
+    pub(crate) async fn add_witness(&mut self) {
+        let path = self.dir.path();
+        let (server, mut lfd) = (Server::new("W", path), Role::new("LFDW", path));
+        let (listen, gfd) = (lfd.port.address(), self.gfd.port.address());
+        lfd.words = words(&["lfd", "--name", &lfd.name, "--listen", &listen, "--gfd", &gfd, "--", "server"]);
+        lfd.words.extend(words(&["--role", "witness", "--join", &self.servers[0].peer.address()]));
+        lfd.words.extend(server.identity());
+        lfd.start();
+        self.servers.push(server);
+        self.lfds.push(lfd);
+        self.until_state(self.servers.len() - 1, "alive").await;
+    }
+
     /// Sets a setting, through S1.
     pub(crate) async fn set(&self, name: &str, value: &str) {
         self.until_ready(0).await;

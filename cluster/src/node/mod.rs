@@ -14,6 +14,7 @@ mod queue;
 mod read;
 mod reconfigure;
 mod removed;
+mod role;
 mod serve;
 mod status;
 mod tasks;
@@ -174,6 +175,8 @@ struct Inner {
     stop: watch::Sender<bool>,
     /// No new requests; what runs may finish.
     draining: AtomicBool,
+    /// Only the primary serves clients.
+    passive: AtomicBool,
     /// Why the node cannot go on, once it cannot.
     failed: watch::Sender<Option<String>>,
 }
@@ -243,8 +246,11 @@ impl Node {
             strays: Strays::default(),
             stop: watch::Sender::new(false),
             draining: AtomicBool::new(false),
+            passive: AtomicBool::new(false),
             failed: watch::Sender::new(None),
         });
+        // Before it serves anybody.
+        inner.read_mode().map_err(|e| StartError::Raft(e.detail))?;
         let local = Local { cluster, node: id };
         let handler = Arc::new(serve::PeerHandler::new(Arc::clone(&inner)));
         tokio::spawn(server::serve(options.peer_listener, local, handler, inner.stop.subscribe()));

@@ -9,7 +9,7 @@ use quorate_storage::codec;
 use quorate_storage::delta::{Command, SYSTEM_SERVICE};
 use quorate_storage::machine::SystemCommand;
 
-use super::{Inner, contacts, disk};
+use super::{Inner, contacts, disk, role};
 
 /// Dirty rows are flushed after this time at the latest.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,6 +48,8 @@ pub(super) fn spawn(inner: &Arc<Inner>) {
     run(Box::pin(disk::watch_room(Arc::clone(inner))));
     run(Box::pin(disk::watch_syncs(Arc::clone(inner))));
     run(Box::pin(contacts::watch(Arc::clone(inner))));
+    run(Box::pin(role::follow_mode(Arc::clone(inner))));
+    run(Box::pin(role::stand_back(Arc::clone(inner))));
 }
 
 /// Waits until all that the log on disk held at the start is committed and applied, or truncated, and then until all

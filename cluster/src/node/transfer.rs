@@ -64,7 +64,7 @@ impl Inner {
         Ok(())
     }
 
-    /// The live voter with the least lag, among `named` if there are any.
+    /// The live voter with the least lag, among `named` if there are any; else no witness.
     fn best_target(&self, named: &BTreeSet<NodeId>) -> Option<NodeId> {
         let metrics = self.raft.metrics();
         let matched: BTreeMap<NodeId, u64> = {
@@ -73,9 +73,10 @@ impl Inner {
             replication.iter().filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index))).collect()
         };
         let last = metrics.borrow_watched().last_log_index.unwrap_or(0);
+        let witness = |id: &NodeId| self.member(*id).is_some_and(|info| info.witness);
         let eligible = |id: &NodeId| {
             *id != self.id
-                && (named.is_empty() || named.contains(id))
+                && if named.is_empty() { !witness(id) } else { named.contains(id) }
                 && self.alive(*id)
                 && !self.disk.is_low_on(*id)
                 && matched.get(id).is_some_and(|at| last.saturating_sub(*at) <= CAUGHT_UP)

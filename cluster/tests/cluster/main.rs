@@ -16,3 +16,4 @@ mod scenarios;
 mod snapshots;
 mod syncs;
 mod time;
+mod witness;

@@ -30,13 +30,14 @@ struct Known {
 }
 
 const KNOWN: [Known; 4] = [
-    Known { name: MODE, default: "active", check: |value| one_of(value, &["active"]) },
+    Known { name: MODE, default: "active", check: |value| one_of(value, &["active", PASSIVE]) },
     Known { name: RESTART, default: ALWAYS, check: |value| one_of(value, &[ALWAYS, "never"]) },
     Known { name: STABILIZATION, default: "5s", check: |value| stabilization(value).map(drop) },
     Known { name: TARGET_SIZE, default: "3", check: |value| target_size(value).map(drop) },
 ];
 
 const MODE: &str = "mode";
+const PASSIVE: &str = "passive";
 const RESTART: &str = "restart";
 const STABILIZATION: &str = "stabilization";
 const TARGET_SIZE: &str = "target-size";
@@ -75,6 +76,11 @@ impl Settings {
             ControlFlow::Continue(())
         });
         Self { revision: tables.get(&CHANGED, &()).unwrap_or(0), values }
+    }
+
+    /// Whether the primary alone serves clients.
+    pub fn passive(&self) -> bool {
+        self.parsed(MODE, |value| Ok(value == PASSIVE))
     }
 
     /// How many data servers are to vote.

@@ -81,7 +81,7 @@ struct Server {
     join: Vec<String>,
 }
 
-/// A cluster whose servers are called S1, S2, …
+/// A cluster whose servers are called S1, S2, …; W is a witness.
 pub(crate) struct Cluster {
     pub(crate) net: Net,
     pub(crate) nodes: Nodes,
@@ -249,7 +249,7 @@ impl Cluster {
 
     pub(crate) fn info(&self, name: &str) -> NodeInfo {
         let peer = self.address(name);
-        NodeInfo { name: name.to_owned(), url: format!("http://{name}"), peer, witness: false }
+        NodeInfo { name: name.to_owned(), url: format!("http://{name}"), peer, witness: name == "W" }
     }
 
     pub(crate) fn node(&self, name: &str) -> Node {
