@@ -5,8 +5,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// The script's ports: of servers, and of their peers.
-const PORTS: [u16; 6] = [8001, 8002, 8003, 9001, 9002, 9003];
+/// The script's ports: of servers, of their peers, and of detectors and manager.
+const PORTS: [u16; 14] = [8000, 8001, 8002, 8003, 9000, 9001, 9002, 9003, 8101, 8102, 8200, 8201, 8202, 8203];
 
 struct Script {
     dir: tempfile::TempDir,
@@ -64,6 +64,7 @@ fn the_cluster_script_does_what_it_says() {
     let demo = script.run("demo");
     assert!(demo.contains("each acknowledged add is in it exactly once"), "{demo}");
     assert!(demo.contains("all three replicas are at revision"), "{demo}");
+    assert!(demo.contains("without S2 the voters are S3 W"), "{demo}");
 
     let up = script.run("up 3 --bare");
     assert!(up.contains("Up: S1 S2 S3 are voters and ready"), "{up}");
@@ -88,7 +89,34 @@ fn the_cluster_script_does_what_it_says() {
 
     let down = script.run("down");
     assert!(down.contains("Their data is in"), "{down}");
-    assert!(script.run("up").contains("Up: S1 S2 S3"), "what is there is resumed");
+
+    // The same servers, now with detectors and manager.
+    let up = script.run("up --mode passive");
+    assert!(up.contains("Up: S1 S2 S3"), "what is there is resumed: {up}");
+    assert_eq!(script.output("up --bare").status.code(), Some(1), "they have their detectors");
+    let killed = script.run("kill S2");
+    assert!(killed.contains("it is launched again by itself"), "{killed}");
+    script.run("kill S3 --stay");
+    script.run("start S3");
+    let before = script.node_id("S1");
+    script.run("wipe S1");
+    script.run("start S1");
+    assert_ne!(script.node_id("S1"), before, "a wiped server joins under a new node id");
+    for role in ["GFD", "RM", "LFD2"] {
+        script.run(&format!("kill {role}"));
+        script.run(&format!("start {role}"));
+    }
+    // A detector that was killed leaves its server, and the next one adopts it.
+    let status = script.run("status");
+    for line in ["settings", "mode = passive", "RM", "sees: primary", "LFD2"] {
+        assert!(status.contains(line), "{line} is not in\n{status}");
+    }
+    assert!(
+        script.run("logs S2").contains("adopted the server"),
+        "the server writes where its detector does"
+    );
+    let down = script.run("down");
+    assert!(down.contains("Down: ended 4 servers"), "{down}");
     script.run("down --clean");
     assert!(script.run("status").contains("No cluster in"));
 }

@@ -4,7 +4,12 @@
 
 NAMES=()
 
-number() { say "${1#S}"; }
+# The witness is number 0; a detector has its server's.
+number() {
+    local number=${1#LFD}
+    number=${number#S}
+    say "${number/#W/0}"
+}
 url() { say "http://127.0.0.1:$((8000 + $(number "$1")))"; }
 peer() { say "127.0.0.1:$((9000 + $(number "$1")))"; }
 pid_file() { say "$DIR/$1/pid"; }
@@ -21,9 +26,15 @@ list_names() {
 require_name() {
     case $1 in
         S[1-9]) ;;
-        W | LFD[1-9] | GFD | RM) die "there is no $1: this cluster has servers only (--bare)" ;;
-        *) usage "'$1' is no server's name: they are S1, S2, …" ;;
+        W | LFD[1-9] | LFDW | GFD | RM) is_managed || die "there is no $1: this cluster has servers only (--bare)" ;;
+        *) usage "'$1' is no name: they are S1, S2, …, W, LFD1, LFD2, …, GFD and RM" ;;
     esac
+    [[ -d $DIR/$1 ]] || die "there is no $1 in $DIR: '${0##*/} up N' makes a cluster of N servers, or adds to one"
+}
+
+require_server_ports() {
+    require_free "$((8000 + $(number "$1")))" "$1"
+    require_free "$((9000 + $(number "$1")))" "$1's peers"
 }
 
 require_running() {
@@ -85,8 +96,7 @@ check_alive() {
 
 start_server() {
     local name=$1 other others=() join=()
-    require_free "$((8000 + $(number "$name")))" "$name"
-    require_free "$((9000 + $(number "$name")))" "$name's peers"
+    require_server_ports "$name"
     mkdir -p "$DIR/$name"
     if ! has_identity "$name"; then
         for other in "${NAMES[@]}"; do
@@ -138,9 +148,7 @@ bring_up() {
     ((count)) || count=$((${#NAMES[@]} ? ${#NAMES[@]} : 3))
     for ((number = 1; number <= count; number++)); do [[ -d $DIR/S$number ]] || NAMES+=("S$number"); done
     for name in "${NAMES[@]}"; do
-        is_running "$(pid_file "$name")" && continue
-        require_free "$((8000 + $(number "$name")))" "$name"
-        require_free "$((9000 + $(number "$name")))" "$name's peers"
+        is_running "$(pid_file "$name")" || require_server_ports "$name"
     done
     init_once
     for name in "${NAMES[@]}"; do
@@ -160,7 +168,8 @@ bring_up() {
 clean_up() {
     local name
     ((${#NAMES[@]})) || return 0
-    for name in "${NAMES[@]}"; do rm -rf "${DIR:?}/$name"; done
+    for name in $(server_names) $(role_names); do rm -rf "${DIR:?}/$name"; done
+    rm -f "$DIR/managed"
     rmdir "$DIR" 2>/dev/null || true
     say "Deleted the cluster's state in $DIR."
 }

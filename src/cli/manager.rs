@@ -1,5 +1,6 @@
 //! `quorate rm`: run a replication manager, or ask one what it would do.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -87,10 +88,12 @@ struct Thoughts {
     primary: Option<String>,
     membership: Option<String>,
     view_revision: Option<u64>,
+    view: BTreeMap<String, String>,
     settled: bool,
     launch: Vec<String>,
     next: Option<Next>,
     waits: Vec<String>,
+    notes: Vec<String>,
     doing: Option<String>,
     last: Option<String>,
 }
@@ -127,12 +130,19 @@ async fn ask(rm: &str) -> Result<Vec<u8>, reqwest::Error> {
 impl Thoughts {
     fn lines(&self) -> Vec<String> {
         let or_none = |text: Option<String>| text.unwrap_or_else(|| "none".to_owned());
-        let mut lines = vec![format!(
-            "sees: primary {}, membership {}, view {}",
-            or_none(self.primary.clone()),
-            or_none(self.membership.clone()),
-            or_none(self.view_revision.map(|revision| revision.to_string())),
-        )];
+        let states = self.view.iter().map(|(name, state)| format!("{name} {state}"));
+        let view = self.view_revision.map_or_else(
+            || "cannot be had: the global fault detector does not answer".to_owned(),
+            |revision| format!("{revision}: {}", states.collect::<Vec<_>>().join(", ")),
+        );
+        let mut lines = vec![
+            format!(
+                "sees: primary {}, membership {}",
+                or_none(self.primary.clone()),
+                or_none(self.membership.clone())
+            ),
+            format!("view {view}"),
+        ];
         if self.dry_run {
             lines.push("dry run: it does nothing of this".to_owned());
         }
@@ -140,6 +150,7 @@ impl Thoughts {
         lines.extend(self.launch.iter().map(|name| format!("launches: {name}")));
         lines.extend(self.next.iter().map(|next| format!("next: {}, because {}", next.change, next.why)));
         lines.extend(self.waits.iter().map(|wait| format!("waits: {wait}")));
+        lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
         lines.extend(self.last.iter().map(|last| format!("last: {last}")));
         if self.settled {
             lines.push("settled: nothing is to be done".to_owned());

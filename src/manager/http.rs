@@ -1,11 +1,13 @@
 //! What the manager shows: what it sees, what it would do next and why, and what a client needs to begin.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
+use quorate_cluster::detect::accrual::Health;
 use quorate_cluster::detect::view::View;
 use quorate_cluster::policy::{Plan, Seen};
 use serde::Serialize;
@@ -27,6 +29,8 @@ pub(super) struct Shown {
     settings: Value,
     settings_revision: Option<u64>,
     view_revision: Option<u64>,
+    /// What the view says of each server.
+    view: BTreeMap<String, Health>,
     members: Vec<Member>,
     /// Servers that are to be launched.
     launch: Vec<String>,
@@ -34,6 +38,8 @@ pub(super) struct Shown {
     next: Option<Next>,
     /// What is wanted and cannot be done yet.
     waits: Vec<String>,
+    /// What a person wants so.
+    notes: Vec<String>,
     /// The change under way.
     pub(super) doing: Option<String>,
     /// What came of the last one.
@@ -94,14 +100,20 @@ impl Shown {
             primary: cluster.and_then(|cluster| cluster.primary.clone()),
             term: cluster.map(|cluster| cluster.term),
             membership: cluster.map(|cluster| cluster.membership.clone()),
-            settled: cluster.is_some_and(|cluster| cluster.settled) && *plan == Plan::default(),
+            settled: cluster.is_some_and(|cluster| cluster.settled) && plan.is_settled(),
             settings: json!(settings.map(|settings| &settings.values)),
             settings_revision: settings.map(|settings| settings.revision),
             view_revision: view.map(|view| view.revision),
+            view: view
+                .into_iter()
+                .flat_map(|view| &view.members)
+                .map(|member| (member.name.clone(), member.state))
+                .collect(),
             members: members.collect(),
             launch: plan.launch.iter().map(|down| down.name.clone()).collect(),
             next: next.map(|(change, why)| Next { change: seen.describe(change), why: why.clone() }),
             waits: plan.waits.clone(),
+            notes: plan.notes.clone(),
             doing: self.doing.take(),
             last: self.last.take(),
             servers: servers

@@ -147,6 +147,8 @@ pub struct Plan {
     pub change: Option<(Change, String)>,
     /// What is wanted and cannot be done yet, and what it waits for.
     pub waits: Vec<String>,
+    /// What a person wants so, and nobody here changes.
+    pub notes: Vec<String>,
 }
 
 /// What is to be done now.
@@ -154,7 +156,7 @@ pub fn plan(seen: &Seen) -> Plan {
     let down = seen.down.iter().filter(|down| seen.settings.relaunch && !down.held);
     let mut plan = Plan { launch: down.cloned().collect(), ..Plan::default() };
     for down in seen.down.iter().filter(|down| down.held) {
-        plan.waits.push(format!("{} is held down: nobody launches it until a person says so", down.name));
+        plan.notes.push(format!("{} is held down: nobody launches it until a person says so", down.name));
     }
     let Some(primary) = seen.primary else {
         plan.waits.push("no primary is known: the membership cannot be changed".to_owned());
@@ -393,6 +395,13 @@ fn take_back(turn: &mut Turn<'_>) -> Decision {
     let name = turn.seen.strays.first()?;
     let why = format!("{name} was removed and is back, with its disk");
     Some((Change::TakeBack { name: name.clone() }, why))
+}
+
+impl Plan {
+    /// Nothing is to be done, and nothing is waited for.
+    pub fn is_settled(&self) -> bool {
+        self.launch.is_empty() && self.change.is_none() && self.waits.is_empty()
+    }
 }
 
 impl fmt::Display for Member {

@@ -100,6 +100,9 @@ impl goldenscript::Runner for Runner {
                 for wait in &plan.waits {
                     output.push_str(&format!("waits: {wait}\n"));
                 }
+                for note in &plan.notes {
+                    output.push_str(&format!("note: {note}\n"));
+                }
                 *self = Self::default();
             }
             other => return Err(format!("there is no command {other}").into()),
