@@ -67,6 +67,10 @@ async fn a_voter_that_stays_away_is_removed_and_comes_back_as_it_was() {
     watched.release(2).await;
     let after = watched.until_voters(&THREE).await;
     assert_eq!(node_id(&after, "S3"), node_id(&before, "S3"), "its disk is the same");
+    // Removed, taken back and promoted, and not again and again.
+    let log = watched.rm.log();
+    let changes = log.lines().filter(|line| line.contains("changing the membership")).count();
+    assert!((5..=8).contains(&changes), "{changes} changes");
 }
 
 #[tokio::test]

@@ -130,10 +130,12 @@ bring_up_managed() {
     refresh_pids
 }
 
+is_back() { if [[ $1 == W ]]; then is_ready W && settled; else all_vote "$1"; fi; }
+
 # wait_back NAME: a server that was launched serves again, and the cluster has nothing left to do.
 wait_back() {
     wait_until 60 is_ready "$1" || die "$1 is not ready after 60 s; its log is $DIR/$(lfd_of "$1")/log"
-    is_gone "$(pid_file RM)" || wait_until 60 settled || {
+    is_gone "$(pid_file RM)" || wait_until 60 is_back "$1" || {
         "$BIN" rm explain >&2 || true
         die "the cluster has not settled after 60 s: what the manager waits for is above"
     }

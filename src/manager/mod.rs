@@ -102,7 +102,11 @@ impl Manager {
             tokio::select! {
                 _ = looks.tick() => {}
                 Ok(()) = views.changed() => {}
-                result = done(&mut self.doing) => self.finished(result),
+                result = done(&mut self.doing) => {
+                    // Not at once: what comes of a change is seen at the next look, and nothing is done twice meanwhile.
+                    self.finished(result);
+                    continue;
+                }
             }
             let view = views.borrow_and_update().clone();
             self.turn(view.as_ref()).await;

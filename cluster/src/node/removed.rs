@@ -39,6 +39,11 @@ impl Strays {
         }
     }
 
+    /// It is a member again.
+    fn forget(&self, id: NodeId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
     /// The names of all that have asked lately.
     pub(super) fn names(&self) -> Vec<String> {
         let strays = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,10 +110,17 @@ impl Inner {
                 None => tokio::time::sleep(POLL).await,
             }
         };
+        if self.member(id).is_some() {
+            // Asked for twice.
+            self.strays.forget(id);
+            return Ok(seen);
+        }
         self.check_name_free(&info, id)?;
         tracing::info!(node_id = id, %name, peer = %info.peer, "taking a removed server back");
         let back = ChangeMembers::AddNodes(BTreeMap::from([(id, info)]));
-        self.submit(back, true, Some(seen)).await
+        let taken = self.submit(back, true, Some(seen)).await?;
+        self.strays.forget(id);
+        Ok(taken)
     }
 
     /// Notes what the cluster says of this server.

@@ -392,7 +392,9 @@ fn shrink(turn: &mut Turn<'_>) -> Decision {
 
 /// A server that was removed, and has come back with its disk, is a learner again.
 fn take_back(turn: &mut Turn<'_>) -> Decision {
-    let name = turn.seen.strays.first()?;
+    // What the primary says of strays may be a moment old.
+    let member = |name: &&String| turn.seen.members.iter().any(|member| member.name == **name);
+    let name = turn.seen.strays.iter().find(|name| !member(name))?;
     let why = format!("{name} was removed and is back, with its disk");
     Some((Change::TakeBack { name: name.clone() }, why))
 }
