@@ -29,6 +29,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib/process.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/lib/servers.sh"
 # shellcheck source=scripts/lib/detectors.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/detectors.sh"
+# shellcheck source=scripts/lib/stage.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib/stage.sh"
 # shellcheck source=scripts/lib/demo.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/demo.sh"
 

@@ -1,15 +1,8 @@
 # shellcheck shell=bash
 # The demo: a cluster of its own, work, killed servers down to the last one, and the proof that nothing was lost or done
-# twice.
-# Sourced by cluster.sh, not run.
+# twice. Sourced by cluster.sh, not run.
 
 WORKERS=4
-# Their processes. Others of ours, which are to go on, are not to be waited for.
-WORKER_PIDS=()
-
-step() { say "" "${BOLD}$*${PLAIN}"; }
-ok() { say "  ${GREEN}ok${PLAIN}  $*"; }
-ask() { "$BIN" client --servers http://127.0.0.1:8001,http://127.0.0.1:8002,http://127.0.0.1:8003 --timeout 10s "$@"; }
 
 # expect VALUE COMMAND…: the client command must print that value.
 expect() {
@@ -38,30 +31,6 @@ work() {
 count() { { cat "$DIR/$1"-* 2>/dev/null || true; } | wc -l; }
 acked_above() { (($(count acked) > $1)); }
 
-# replica NAME: prints "REVISION HASH", which the server reads as one atomic pair.
-replica() {
-    local json
-    json=$(http_get "$(url "$1")/v1/status") || return 1
-    say "$(json_field revision <<<"$json") $(json_field state_hash <<<"$json")"
-}
-replicas_agree() {
-    local first
-    first=$(replica S1) && [[ $first == *' '?* && $(replica S2) == "$first" && $(replica S3) == "$first" ]]
-}
-
-demo_clean_up() {
-    local status=$? name
-    trap - EXIT INT TERM
-    rm -f "$DIR/work"
-    ((status == 0)) || for name in $(role_names); do
-        [[ -f $DIR/$name/log ]] && warn "the end of $name's log:" && tail -n 4 "$DIR/$name/log" >&2
-    done
-    ((${#WORKER_PIDS[@]} == 0)) || wait "${WORKER_PIDS[@]}" || true
-    stop_managed
-    rm -rf "${DIR:?}"
-    exit "$status"
-}
-
 demo_kill() {
     local victim acked killed
     victim=$(primary) || die "the cluster has no primary"
@@ -84,9 +53,7 @@ demo_kill() {
 demo_lose() {
     local victim=$1 acked
     shift
-    tell "$victim" hold || die "$(lfd_of "$victim") does not answer"
-    refresh_pids
-    kill_now "$(pid_file "$victim")"
+    lose "$victim"
     wait_until 30 voters_are "$@" || die "the manager has not repaired it within 30 s"
     acked=$(count acked)
     wait_until 20 acked_above $((acked + 20)) || die "the workers get nothing done without $victim"
@@ -125,23 +92,10 @@ check_counter() {
 }
 
 demo() {
-    local begun number name
+    local number
     (($# == 0)) || usage "demo takes nothing"
-    for number in 8000 8001 8002 8003 8101 8102 8200 8201 8202 8203 9000 9001 9002 9003; do
-        require_free "$number" "the demo"
-    done
-    build_quorate
-    begun=$(now_ms)
-    mkdir -p "$TARGET"
-    DIR=$(mktemp -d "$TARGET/cluster-demo.XXXXXX")
-    trap demo_clean_up EXIT
-    trap 'exit 130' INT TERM
-
     step "1. Three servers and a witness, each with its detector; the global detector, and the manager"
-    # Less patient than a real one.
-    STABILIZATION=1s bring_up_managed 3 ''
-    for name in "${NAMES[@]}"; do ok "$name on $(url "$name"), process $(own_pid "$(pid_file "$name")")"; done
-    ok "all are voters and ready; $(primary) is the primary"
+    set_the_stage ''
 
     step "2. Work: a few commands, then $WORKERS workers which add 1 again and again"
     expect 5 add 5
@@ -150,7 +104,7 @@ demo() {
     touch "$DIR/work"
     for ((number = 1; number <= WORKERS; number++)); do
         work "$number" &
-        WORKER_PIDS+=($!)
+        BACKGROUND+=($!)
     done
     wait_until 20 acked_above 50 || die "the workers are slow: $(count acked) adds so far"
     ok "$(count acked) adds acknowledged so far"
@@ -160,10 +114,9 @@ demo() {
 
     step "6. Was anything lost, or done twice?"
     rm "$DIR/work"
-    wait "${WORKER_PIDS[@]}"
+    wait "${BACKGROUND[@]}"
+    BACKGROUND=()
     check_counter 6
-    wait_until 20 replicas_agree || die "the replicas differ: S1 $(replica S1); S2 $(replica S2); S3 $(replica S3)"
-    read -r number name < <(replica S1)
-    ok "all three replicas are at revision $number with state hash $name"
-    say "" "${GREEN}Done${PLAIN} in $((($(now_ms) - begun) / 1000)) s."
+    check_replicas
+    the_end
 }
