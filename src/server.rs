@@ -44,6 +44,9 @@ pub enum ServerError {
         "this server stopped because it could not go on: {0}. Nothing that was acknowledged is lost; the other servers go on"
     )]
     Failed(String),
+    /// The global fault detector cannot be asked.
+    #[error("--gfd: {0}")]
+    Detectors(String),
     /// The system refused something.
     #[error("{what}: {error}")]
     System {
@@ -108,8 +111,19 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
         true => "reads its state and applies its log again",
         false => "is still joining its cluster",
     };
-    let said =
-        http::Said { name: info.name.clone(), incarnation: args.incarnation, transcript: args.transcript };
+    let view = match args.gfd {
+        None => None,
+        Some(gfd) => {
+            let client = crate::detectors::client().map_err(|e| ServerError::Detectors(e.to_string()))?;
+            Some(http::view::ViewSource::new(client, gfd))
+        }
+    };
+    let said = http::Said {
+        name: info.name.clone(),
+        incarnation: args.incarnation,
+        transcript: args.transcript,
+        view,
+    };
     let starting = Node::start(NodeOptions {
         dir: args.data,
         info,

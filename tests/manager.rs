@@ -36,6 +36,8 @@ async fn nothing_changes(watched: &Watched, time: Duration) {
 async fn learners_become_voters_and_a_killed_server_comes_back_as_it_was() {
     let watched = Watched::start_managed(3, &[]).await;
     let cluster = watched.until_voters(&THREE).await;
+    let view = cluster["view"]["members"].as_array().map(Vec::len);
+    assert_eq!(view, Some(3), "the status shows the view: {cluster}");
     for server in [1, 0] {
         let before = watched.member(server).await.expect("in the view");
         watched.signal(server, "KILL");

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use quorate_storage::identity::valid_name;
+use reqwest::Url;
 
 use super::server_args::InitArgs;
 use crate::client::parse_server;
@@ -53,6 +54,12 @@ pub(crate) fn host_and_port(flag: &'static str, address: &str) -> Result<(), Con
         Some((host, port)) if plain(host) => usable(flag, address, host, port),
         _ => wrong(flag, format!("`{address}` is no HOST:PORT; expected for example 10.0.0.1:9001")),
     }
+}
+
+/// The URL of whoever serves HTTP at a `HOST:PORT`.
+pub(crate) fn url_of(flag: &'static str, address: &str) -> Result<Url, ConfigError> {
+    host_and_port(flag, address)?;
+    Url::parse(&format!("http://{address}")).or_else(|cause| wrong(flag, format!("{address}: {cause}")))
 }
 
 /// An address to listen on that others are told as it is.

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use quorate_cluster::detect::supervisor::Restart;
-use reqwest::Url;
 
 use super::addresses;
 use super::output::CliError;
@@ -156,25 +155,24 @@ impl LfdFlags {
             ));
         }
         let Common { listen, heartbeat, timeout, transcript, log_level } = self.detector.resolve(config)?;
-        let gfd = config.require("gfd", self.gfd, config::parsed)?;
-        addresses::host_and_port("--gfd", &gfd)?;
-        let url = |text: String| {
-            Url::parse(&text).map_err(|error| CliError::usage(format!("{text} is no URL: {error}")))
-        };
+        let gfd: String = config.require("gfd", self.gfd, config::parsed)?;
         let mut command = self.command;
+        if launched.gfd.is_none() {
+            command.extend(["--gfd".into(), OsString::from(&gfd)]);
+        }
         command.extend(file.into_iter().flat_map(|file| ["--config".into(), file.into()]));
         let args = LfdArgs {
             name: config.require("name", self.name, config::parsed)?,
             listen,
             url: self.advertise,
-            gfd: url(format!("http://{gfd}"))?,
+            gfd: addresses::url_of("--gfd", &gfd)?,
             heartbeat,
             timeout,
             restart: config.pick("restart", self.restart, restart)?.unwrap_or(Restart::OnCommand),
             transcript,
             server: launched.name,
             server_url: launched.advertise.unwrap_or(format!("http://{}", launched.listen)),
-            heartbeat_url: url(format!("http://{}", reachable(launched.listen)))?,
+            heartbeat_url: addresses::url_of("--listen", &reachable(launched.listen).to_string())?,
             command,
         };
         Ok((args, log_level))

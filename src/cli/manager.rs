@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use reqwest::Url;
 use serde::Deserialize;
 
 use super::connect::runtime;
@@ -31,8 +30,8 @@ pub(super) struct RmFlags {
     /// The global fault detector, such as 127.0.0.1:8101
     #[arg(long, value_name = "HOST:PORT")]
     gfd: Option<String>,
-    /// The mode that the cluster is to have: active [default: as it is]
-    #[arg(long, value_name = "MODE")]
+    /// The mode that the cluster is to have: active or passive [default: as it is]
+    #[arg(long, value_name = "MODE", value_parser = ["active", "passive"])]
     mode: Option<String>,
     /// Change nothing: only say what it would do
     #[arg(long)]
@@ -66,11 +65,9 @@ pub(super) fn run(flags: RmFlags, config: &Config) -> Result<Exit, CliError> {
         return explain(&rm, json);
     }
     let gfd: String = config.require("gfd", flags.gfd, config::parsed)?;
-    addresses::host_and_port("--gfd", &gfd)?;
     let arguments = RmArgs {
         listen: config.require("listen", flags.listen, addresses::socket)?,
-        gfd: Url::parse(&format!("http://{gfd}"))
-            .map_err(|error| CliError::usage(format!("--gfd {gfd}: {error}")))?,
+        gfd: addresses::url_of("--gfd", &gfd)?,
         mode: flags.mode,
         dry_run: flags.dry_run,
         transcript: Transcript { on: flags.transcript },

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use quorate_cluster::node::{LOG_KEEP, Timing};
+use reqwest::Url;
 
 use super::addresses;
 use crate::config::{self, Config, ConfigError};
@@ -49,6 +50,8 @@ pub struct ServerArgs {
     pub heartbeat: Option<Duration>,
     /// What is logged: a level, or directives such as `quorate=debug,info`.
     pub log_level: String,
+    /// The global fault detector, whose view the cluster's status shows.
+    pub gfd: Option<Url>,
     /// Which launch this is, when a local fault detector has launched it; else 0.
     pub incarnation: u64,
     /// What is printed for an operator to follow.
@@ -125,6 +128,10 @@ pub(crate) struct ServerFlags {
     /// Print each heartbeat on stdout
     #[arg(long)]
     transcript: bool,
+    /// The global fault detector, such as 127.0.0.1:8101: the cluster's status shows its view [default: as a local
+    /// detector says]
+    #[arg(long, value_name = "HOST:PORT", help_heading = ADDRESSES)]
+    gfd: Option<String>,
     /// Which launch this is: said by a local fault detector
     #[arg(long, value_name = "N", hide = true)]
     incarnation: Option<u64>,
@@ -174,6 +181,10 @@ impl ServerFlags {
             log_level: config
                 .pick("log-level", self.log_level, config::parsed)?
                 .unwrap_or_else(|| DEFAULT_LOG_LEVEL.to_owned()),
+            gfd: config
+                .pick("gfd", self.gfd, config::parsed::<String>)?
+                .map(|gfd| addresses::url_of("--gfd", &gfd))
+                .transpose()?,
             incarnation: self.incarnation.unwrap_or_default(),
             transcript: Transcript { on: self.transcript },
         })

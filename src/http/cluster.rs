@@ -99,7 +99,14 @@ fn role(status: &NodeStatus, voter: bool, primary: bool) -> &'static str {
 
 /// `GET /v1/cluster`
 pub(super) async fn cluster(State(app): Shared) -> Answer {
-    let status = app.node.cluster_status().await?;
+    let view = async {
+        match &app.said.view {
+            Some(view) => view.get().await,
+            None => Value::Null,
+        }
+    };
+    let (status, view) = tokio::join!(app.node.cluster_status(), view);
+    let status = status?;
     let names = |voter: bool| -> Vec<&str> {
         status.members.iter().filter(|m| m.voter == voter).map(|m| m.info.name.as_str()).collect()
     };
@@ -130,7 +137,7 @@ pub(super) async fn cluster(State(app): Shared) -> Answer {
         "strays": primary.map(|primary| &primary.strays),
         "settings": status.settings.values,
         "settings_revision": status.settings.revision,
-        "view": Value::Null,
+        "view": view,
     }))
 }
 

@@ -13,6 +13,7 @@ mod query;
 mod sessions;
 mod stalls;
 pub(crate) mod starting;
+pub(crate) mod view;
 mod watch;
 
 use std::io;
@@ -32,6 +33,7 @@ use tokio::sync::{Semaphore, watch as watch_channel};
 
 use self::body::Bodies;
 use self::problem::Problem;
+use self::view::ViewSource;
 use crate::detectors::{Beat, INCARNATION_HEADER, NAME_HEADER, PID_HEADER};
 use crate::transcript::Transcript;
 
@@ -53,6 +55,8 @@ pub(crate) struct Said {
     pub(crate) incarnation: u64,
     /// What is printed for an operator to follow.
     pub(crate) transcript: Transcript,
+    /// Where the view is had, if there is a global fault detector.
+    pub(crate) view: Option<ViewSource>,
 }
 
 impl Said {

@@ -13,7 +13,7 @@ use super::look::{Cluster, chain};
 const CHANGE_LIMIT: Duration = Duration::from_secs(40);
 const LAUNCH_LIMIT: Duration = Duration::from_secs(5);
 
-/// With this begins what is certain not to have been done.
+/// With this begins what is no use to ask for again.
 pub(super) const REFUSED: &str = "refused";
 
 /// A change, as the primary is asked for it.
@@ -84,15 +84,22 @@ struct Problem {
 }
 
 async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration) -> Result<(), String> {
-    let answer = client.post(url).json(body).timeout(limit).send().await.map_err(|error| chain(&error))?;
+    let answer = match client.post(url).json(body).timeout(limit).send().await {
+        Ok(answer) => answer,
+        Err(error) if error.is_connect() => return Err(format!("not done: {}", chain(&error))),
+        Err(error) => return Err(format!("unknown whether it was done: {}", chain(&error))),
+    };
     let status = answer.status();
     if status.is_success() {
         return Ok(());
     }
     let text = answer.text().await.unwrap_or_default();
     Err(match serde_json::from_str::<Problem>(&text) {
-        Ok(Problem { detail, outcome }) if outcome == "not_applied" => format!("{REFUSED}: {detail}"),
+        Ok(Problem { detail, .. }) if status.as_u16() == 400 => format!("{REFUSED}: {detail}"),
+        Ok(Problem { detail, outcome }) if outcome == "not_applied" => format!("not done: {detail}"),
         Ok(Problem { detail, .. }) => format!("unknown whether it was done: {detail}"),
-        Err(_) => format!("{REFUSED}: {status}: {}", text.trim()),
+        // A detector says it in plain text.
+        Err(_) if status.is_client_error() => format!("not done: {status}: {}", text.trim()),
+        Err(_) => format!("unknown whether it was done: {status}: {}", text.trim()),
     })
 }

@@ -12,6 +12,7 @@ use quorate_storage::machine::Settings;
 use reqwest::Url;
 use serde::Deserialize;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::client::watch::events;
 
@@ -99,13 +100,16 @@ impl Cluster {
     }
 }
 
-/// Asks the servers one by one until one knows the primary; that one is asked first the next time.
-pub(super) async fn cluster(client: &reqwest::Client, urls: &mut [String]) -> Option<Cluster> {
+/// Asks the servers one by one until one knows the primary, which is asked first the next time: others may be behind.
+pub(super) async fn cluster(client: &reqwest::Client, urls: &mut Vec<String>) -> Option<Cluster> {
     let mut second_best = None;
     for place in 0..urls.len() {
         match ask(client, &urls[place]).await {
             Ok(cluster) if cluster.primary.is_some() => {
-                urls[..=place].rotate_right(1);
+                if let Some(leader) = cluster.leader() {
+                    urls.retain(|url| *url != leader.url);
+                    urls.insert(0, leader.url.clone());
+                }
                 return Some(cluster);
             }
             Ok(cluster) => second_best = second_best.or(Some(cluster)),
@@ -131,7 +135,10 @@ pub(super) async fn follow(
     let url = format!("{gfd}v1/view/watch");
     let mut away = false;
     loop {
-        let answer = client.get(&url).send().await.and_then(reqwest::Response::error_for_status);
+        let answer = match timeout(ASK, client.get(&url).send()).await {
+            Ok(answer) => answer.and_then(reqwest::Response::error_for_status).map_err(|error| chain(&error)),
+            Err(_) => Err(format!("no answer within {ASK:?}")),
+        };
         match answer {
             Ok(answer) => {
                 away = false;
@@ -146,7 +153,7 @@ pub(super) async fn follow(
                 tracing::warn!(%gfd, "the view has ended");
             }
             Err(error) if !away => {
-                tracing::warn!(error = chain(&error), %gfd, "the global fault detector does not answer; it is tried for ever");
+                tracing::warn!(error, %gfd, "the global fault detector does not answer; it is tried for ever");
                 away = true;
             }
             Err(_) => {}
@@ -162,10 +169,11 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// Both put together.
+/// Both put together; the settings are those that were seen last.
 pub(super) fn seen(
     cluster: Option<&Cluster>,
     view: Option<&View>,
+    settings: Option<&Settings>,
     observer: &mut Observer,
     now: Instant,
 ) -> Seen {
@@ -196,7 +204,7 @@ pub(super) fn seen(
         Down { name, incarnation, held: member.held }
     });
     Seen {
-        settings: cluster.map(|cluster| &cluster.settings).into(),
+        settings: settings.into(),
         view: view.is_some(),
         primary,
         joint: cluster.is_some_and(|cluster| cluster.joint),

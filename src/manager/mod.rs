@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use quorate_cluster::detect::view::View;
 use quorate_cluster::policy::{Down, Observer, Plan, Seen, plan};
+use quorate_storage::machine::Settings;
 use reqwest::Url;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -51,7 +52,9 @@ struct Manager {
     args: RmArgs,
     client: reqwest::Client,
     observer: Observer,
-    /// Where servers were seen, the one that answered last first.
+    /// As they were seen last: what a person has set holds while nobody answers.
+    settings: Option<Settings>,
+    /// Where servers were seen, the primary first.
     urls: Vec<String>,
     /// The change under way.
     doing: Option<JoinHandle<Result<String, String>>>,
@@ -78,6 +81,7 @@ pub async fn run(args: RmArgs) -> Result<(), DetectorError> {
         args,
         client,
         observer: Observer::default(),
+        settings: None,
         urls: Vec::new(),
         doing: None,
         asked: BTreeMap::new(),
@@ -120,7 +124,11 @@ impl Manager {
             }
         }
         let cluster = look::cluster(&self.client, &mut self.urls).await;
-        let seen = look::seen(cluster.as_ref(), view, &mut self.observer, Instant::now());
+        if let Some(cluster) = &cluster {
+            self.settings = Some(cluster.settings.clone());
+        }
+        let settings = self.settings.as_ref();
+        let seen = look::seen(cluster.as_ref(), view, settings, &mut self.observer, Instant::now());
         let plan = plan(&seen);
         self.print(&seen, view);
         self.show(cluster.as_ref(), view, &seen, &plan);
@@ -171,17 +179,21 @@ impl Manager {
     /// Has servers launched. An answer is not waited for: the view shows what comes of it.
     fn launch(&mut self, down: &[Down], view: Option<&View>) {
         let now = Instant::now();
-        self.asked.retain(|name, (after, at)| {
-            let still = down.iter().any(|down| down.name == *name && down.incarnation == *after);
-            still && now.duration_since(*at) < LAUNCH_AGAIN
+        self.asked.retain(|name, (after, _)| {
+            down.iter().any(|down| down.name == *name && down.incarnation == *after)
         });
         for down in down {
-            if self.asked.contains_key(&down.name) {
+            let asked = self.asked.get(&down.name);
+            if asked.is_some_and(|(_, at)| now.duration_since(*at) < LAUNCH_AGAIN) {
                 continue;
             }
+            let first = asked.is_none();
             let Some(member) = view.and_then(|view| view.member(&down.name)) else { continue };
             self.asked.insert(down.name.clone(), (down.incarnation, now));
-            tracing::info!(server = down.name, after = down.incarnation, lfd = member.lfd, "launching");
+            // One that hangs is not launched, and asked for again and again.
+            if first {
+                tracing::info!(server = down.name, after = down.incarnation, lfd = member.lfd, "launching");
+            }
             tokio::spawn(act::launch(self.client.clone(), member.lfd_url.clone(), down.clone()));
         }
     }

@@ -257,7 +257,17 @@ impl Inner {
             let text = "a replacement names the learner that is to vote, by its node id (`by`)";
             return Err(NodeError::not_applied(Code::BadRequest, text));
         };
+        if voters.contains(&by) {
+            let text = format!("{} (node {by}) votes already: a replacement is made by a learner", info.name);
+            return Err(NodeError::not_applied(Code::BadRequest, text));
+        }
+        // Decided when it was away, it is no reason any more when it is back before the learner has caught up.
+        let was_away = !self.alive(old);
         self.caught_up(by, &info.name).await?;
+        if was_away && self.alive(old) {
+            let text = format!("{} is back meanwhile: look again and decide anew", request.name);
+            return Err(NodeError::not_applied(Code::Changed, text));
+        }
         voters.remove(&old);
         voters.insert(by);
         self.check_quorum(&voters).await?;

@@ -13,6 +13,9 @@ use crate::error::{Code, NodeError};
 /// How often a witness looks who leads.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// Before a witness tries again to give leadership up.
+const AGAIN: Duration = Duration::from_secs(1);
+
 type Result<T> = std::result::Result<T, NodeError>;
 
 impl Node {
@@ -92,6 +95,8 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             && let Err(error) = inner.transfer("").await
         {
             tracing::info!(%error, "this witness leads until a data server is caught up");
+            // Each attempt holds up the writes for a moment.
+            tokio::time::sleep(AGAIN).await;
         }
         tokio::time::sleep(LOOK).await;
     }

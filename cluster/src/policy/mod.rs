@@ -297,7 +297,10 @@ fn replace_dead(turn: &mut Turn<'_>) -> Decision {
     };
     // The witness's place is another data server's only when those are too few, which `fill` sees to.
     let spare = turn.candidate(false).filter(|_| !dead.witness);
-    let witness = turn.candidate(true).filter(|_| !dead.witness);
+    // And the witness is for the last two data servers, or for the floor.
+    let left = turn.data_voters().saturating_sub(1);
+    let needed = left <= 2 || turn.voters().count() <= turn.floor();
+    let witness = turn.candidate(true).filter(|_| !dead.witness && needed);
     if let Some(new) = spare.or(witness)
         && turn.allowed(&format!("{new} in the place of {dead}"), Some(dead.id), Some(new.id))
     {
@@ -310,8 +313,9 @@ fn replace_dead(turn: &mut Turn<'_>) -> Decision {
 /// A dead learner, or one whose name a newer node has, goes.
 fn forget_dead(turn: &mut Turn<'_>) -> Decision {
     let learners = || turn.seen.members.iter().filter(|member| !member.voter);
-    if let Some((old, new)) = learners().find_map(|old| Some((old, turn.newer(old)?)))
-        && old.silent.is_some()
+    let superseded = learners().filter(|old| old.silent.is_some());
+    if let Some((old, new)) =
+        superseded.map(|old| (old, turn.newer(old))).find_map(|(old, new)| Some((old, new?)))
     {
         return Some((Change::Remove { old: old.id }, format!("{old} was wiped: it is {new} now")));
     }
@@ -340,7 +344,8 @@ fn lead_without_witness(turn: &mut Turn<'_>) -> Decision {
 fn spare_witness(turn: &mut Turn<'_>) -> Decision {
     let witness = turn.voters().find(|member| member.witness)?;
     let (data, target) = (turn.data_voters(), turn.seen.settings.target_size);
-    if data >= 3 || target == 1 {
+    // Where the floor needs it, it stays.
+    if data >= 3 && turn.voters().count() > turn.floor() || target == 1 {
         let why = format!("{data} of {target} data servers vote, so the witness need not");
         return turn
             .allowed("without the witness", Some(witness.id), None)
@@ -400,9 +405,10 @@ fn take_back(turn: &mut Turn<'_>) -> Decision {
 }
 
 impl Plan {
-    /// Nothing is to be done, and nothing is waited for.
+    /// Nothing of the membership is to be changed, and nothing is waited for. Launches do not count: a server that hangs is
+    /// wanted to be launched for as long as it does.
     pub fn is_settled(&self) -> bool {
-        self.launch.is_empty() && self.change.is_none() && self.waits.is_empty()
+        self.change.is_none() && self.waits.is_empty()
     }
 }
 
