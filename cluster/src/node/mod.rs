@@ -322,6 +322,10 @@ impl Node {
 
 impl Inner {
     fn fail(&self, cause: impl ToString) {
+        if *self.stop.borrow() {
+            // Told to stop: what was under way meets a Raft core that has ended, as it should.
+            return;
+        }
         self.failed.send_if_modified(|failed| {
             let first = failed.is_none();
             if first {
