@@ -23,14 +23,6 @@
 # Exit: 0 done, 1 failed, 2 usage. Needs Linux, bash, coreutils, curl, and cargo to build.
 set -euo pipefail
 
-# shellcheck source=scripts/lib/process.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/process.sh"
-# shellcheck source=scripts/lib/servers.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/servers.sh"
-# shellcheck source=scripts/lib/detectors.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/detectors.sh"
-# shellcheck source=scripts/lib/stage.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib/stage.sh"
 # shellcheck source=scripts/lib/demo.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib/demo.sh"
 

@@ -2,6 +2,9 @@
 # The demo: a cluster of its own, work, killed servers down to the last one, and the proof that nothing was lost or done
 # twice. Sourced by cluster.sh, not run.
 
+# shellcheck source=scripts/lib/stage.sh
+source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
+
 WORKERS=4
 
 # expect VALUE COMMAND…: the client command must print that value.

@@ -2,6 +2,9 @@
 # The scenarios' three clients, each of which sends text and count to a register of its own and goes on when the reply has
 # come; and the proof that each of their texts was answered once, in order. Sourced by scripts/scenarios/, not run.
 
+# shellcheck source=scripts/lib/stage.sh
+source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
+
 CLIENTS=(C1 C2 C3)
 
 lines_of() { { cat "$DIR/$1.out" 2>/dev/null || true; } | wc -l; }

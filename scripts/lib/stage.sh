@@ -2,6 +2,13 @@
 # A cluster for a show: one of its own, with all detectors, gone when the script ends; what the demo and the scenarios have
 # in common. Sourced by them, not run.
 
+# shellcheck source=scripts/lib/process.sh
+source "$(dirname "${BASH_SOURCE[0]}")/process.sh"
+# shellcheck source=scripts/lib/servers.sh
+source "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
+# shellcheck source=scripts/lib/detectors.sh
+source "$(dirname "${BASH_SOURCE[0]}")/detectors.sh"
+
 # Processes of ours that the script waits for at its end. The cluster's are not among them.
 BACKGROUND=()
 

@@ -5,14 +5,6 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-# shellcheck source=scripts/lib/process.sh
-source scripts/lib/process.sh
-# shellcheck source=scripts/lib/servers.sh
-source scripts/lib/servers.sh
-# shellcheck source=scripts/lib/detectors.sh
-source scripts/lib/detectors.sh
-# shellcheck source=scripts/lib/stage.sh
-source scripts/lib/stage.sh
 # shellcheck source=scripts/lib/demo.sh
 source scripts/lib/demo.sh
 

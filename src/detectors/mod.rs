@@ -88,6 +88,12 @@ pub(crate) fn client() -> Result<reqwest::Client, DetectorError> {
     )
 }
 
+/// An error with its causes: reqwest's own text is but its first line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 pub(crate) async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), DetectorError> {
     let failed = |error| DetectorError::Listen { address, error };
     let listener = TcpListener::bind(address).await.map_err(failed)?;

@@ -7,14 +7,12 @@ use quorate_cluster::policy::{Change, Down, Seen};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::look::{Cluster, chain};
+use super::look::{Cluster, Server};
+use crate::detectors::chain;
 
 /// Longer than a server takes to give a change up.
 const CHANGE_LIMIT: Duration = Duration::from_secs(40);
 const LAUNCH_LIMIT: Duration = Duration::from_secs(5);
-
-/// With this begins what is no use to ask for again.
-pub(super) const REFUSED: &str = "refused";
 
 /// A change, as the primary is asked for it.
 pub(super) struct Act {
@@ -24,7 +22,7 @@ pub(super) struct Act {
 
 impl Act {
     /// The change, on the condition that membership and settings are still those that were `seen`.
-    pub(super) fn new(change: &Change, seen: &Seen, cluster: &Cluster) -> Self {
+    pub(super) fn new(change: &Change, seen: &Seen, cluster: &Cluster, leader: &Server) -> Self {
         let of = |op: &str, id: &u64| {
             let member = seen.members.iter().find(|member| member.id == *id);
             json!({ "op": op, "name": member.map(|member| &member.name), "node_id": id })
@@ -44,8 +42,7 @@ impl Act {
         };
         body["if_membership"] = json!(cluster.membership);
         body["if_settings"] = json!(cluster.settings.revision);
-        let server = cluster.leader().map_or("", |leader| &leader.url);
-        Self { url: format!("{server}/v1/cluster/{path}"), body }
+        Self { url: format!("{}/v1/cluster/{path}", leader.url), body }
     }
 
     /// Gives `what` back, or why it was not done.
@@ -60,12 +57,12 @@ impl Act {
 /// Sets a setting.
 pub(super) async fn set(
     client: &reqwest::Client,
-    cluster: &Cluster,
+    leader: &Server,
     name: &str,
     value: &str,
 ) -> Result<(), String> {
-    let server = cluster.leader().map_or("", |leader| &leader.url);
-    post(client, &format!("{server}/v1/cluster/settings"), &json!({ name: value }), LAUNCH_LIMIT).await
+    let url = format!("{}/v1/cluster/settings", leader.url);
+    post(client, &url, &json!({ name: value }), LAUNCH_LIMIT).await
 }
 
 /// Has a server launched by its detector, if it has not been meanwhile.
@@ -95,7 +92,6 @@ async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration
     }
     let text = answer.text().await.unwrap_or_default();
     Err(match serde_json::from_str::<Problem>(&text) {
-        Ok(Problem { detail, .. }) if status.as_u16() == 400 => format!("{REFUSED}: {detail}"),
         Ok(Problem { detail, outcome }) if outcome == "not_applied" => format!("not done: {detail}"),
         Ok(Problem { detail, .. }) => format!("unknown whether it was done: {detail}"),
         // A detector says it in plain text.

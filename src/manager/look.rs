@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use quorate_cluster::detect::accrual::Health;
 use quorate_cluster::detect::view::View;
+use quorate_cluster::node::CAUGHT_UP;
 use quorate_cluster::policy::{Down, Lasting, Look, Member, Observer, Seen};
 use quorate_storage::machine::Settings;
 use reqwest::Url;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::client::watch::events;
+use crate::detectors::chain;
 
 /// For one server's answer: it asks all others first, half a second each.
 const ASK: Duration = Duration::from_secs(2);
@@ -22,8 +24,6 @@ const ASK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(250);
 /// A primary that has not heard of a member for so long has lost contact.
 const SILENT_MS: u64 = 1_000;
-/// A learner that lacks fewer entries than this is caught up.
-const CAUGHT_UP: u64 = 256;
 
 /// Of `GET /v1/cluster`, what is decided on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -161,12 +161,6 @@ pub(super) async fn follow(
         view.send_if_modified(|view| view.take().is_some());
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-/// An error with its causes: reqwest's own text is but its first line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Both put together; the settings are those that were seen last.

@@ -23,7 +23,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use self::act::Act;
 use self::http::Shown;
-use self::look::Cluster;
+use self::look::{Cluster, Server};
 use crate::detectors::{DetectorError, listen, terminated, web};
 use crate::transcript::Transcript;
 
@@ -135,18 +135,19 @@ impl Manager {
         if self.args.dry_run {
             return;
         }
-        if let Some(cluster) = &cluster {
-            self.set_mode(cluster).await;
+        let leader = cluster.as_ref().and_then(Cluster::leader);
+        if let Some(leader) = leader {
+            self.set_mode(leader).await;
         }
         self.launch(&plan.launch, view);
         if self.doing.is_none()
-            && let (Some((change, why)), Some(cluster)) = (&plan.change, &cluster)
+            && let (Some((change, why)), Some(cluster), Some(leader)) = (&plan.change, &cluster, leader)
         {
             let what = seen.describe(change);
             tracing::info!(what, why, membership = %cluster.membership, settings = cluster.settings.revision,
                            view = view.map(|view| view.revision), "changing the membership");
             self.shown.send_modify(|shown| shown.doing = Some(what.clone()));
-            let act = Act::new(change, &seen, cluster);
+            let act = Act::new(change, &seen, cluster, leader);
             self.doing = Some(tokio::spawn(act.carry_out(self.client.clone(), what)));
         }
     }
@@ -164,15 +165,12 @@ impl Manager {
         self.shown.send_modify(|shown| (shown.doing, shown.last) = (None, Some(last)));
     }
 
-    /// The mode that this manager was started with, once.
-    async fn set_mode(&mut self, cluster: &Cluster) {
+    /// The mode that this manager was started with, until it is set once.
+    async fn set_mode(&mut self, leader: &Server) {
         let Some(mode) = self.args.mode.take() else { return };
-        if cluster.primary.is_none() {
+        if let Err(error) = act::set(&self.client, leader, "mode", &mode).await {
+            tracing::warn!(error, mode, "the mode cannot be set; it is tried again");
             self.args.mode = Some(mode);
-        } else if let Err(error) = act::set(&self.client, cluster, "mode", &mode).await {
-            tracing::warn!(error, mode, "the mode cannot be set");
-            // What is refused now is refused for ever; the rest is tried again.
-            self.args.mode = Some(mode).filter(|_| !error.starts_with(act::REFUSED));
         }
     }
 

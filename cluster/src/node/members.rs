@@ -28,7 +28,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a change looks for a primary that takes it: longer than an election.
 const PRIMARY_TIMEOUT: Duration = Duration::from_secs(3);
 /// A learner that lacks fewer entries than this is caught up.
-pub(super) const CAUGHT_UP: u64 = 256;
+pub const CAUGHT_UP: u64 = 256;
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
 type Result<T> = std::result::Result<T, NodeError>;

@@ -100,6 +100,8 @@ pub struct NodeOptions {
     pub log_keep: u64,
 }
 
+pub use self::members::CAUGHT_UP;
+
 /// Entries that the log keeps behind a flush: for followers that are behind, and for people who read the log.
 pub const LOG_KEEP: u64 = 10_000;
 

@@ -22,7 +22,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until, timeout};
 use self::http::{Shared, Shown, Wish, Word, router};
 use self::process::Process;
 use super::{
-    Beat, DetectorError, INCARNATION_HEADER, LOOKS, NAME_HEADER, PID_HEADER, beat, listen, terminated, web,
+    Beat, DetectorError, INCARNATION_HEADER, LOOKS, NAME_HEADER, PID_HEADER, beat, chain, listen, terminated,
+    web,
 };
 use crate::transcript::Transcript;
 
@@ -289,12 +290,6 @@ impl Lfd {
             process.ended().await;
         }
     }
-}
-
-/// An error with its causes: reqwest's own text is but its first line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 async fn ended(process: &mut Option<Process>) -> String {
