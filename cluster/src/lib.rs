@@ -14,4 +14,4 @@ pub mod transport;
 mod raft_network;
 
 /// The version of the peer protocol. A peer of another version is refused.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;

@@ -8,6 +8,7 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use quorate_storage::delta::{Command, Millis, Outcome};
+use quorate_storage::machine::Checkpoint;
 use quorate_storage::raft_types::{LogId, NodeId, NodeInfo, TypeConfig, Vote};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,13 @@ pub enum Request {
     /// Is there room for a snapshot of so many bytes? An older build takes this for malformed, and gets no snapshot before
     /// it is upgraded.
     Offer(u64),
+    /// The sender's state differs: it wants the whole state, as `State`, at a later entry than this index. For the primary.
+    SendState {
+        /// What the sender has applied.
+        above: u64,
+    },
+    /// A piece of a snapshot file for who asked for the state, and not for Raft. Answered as `Snapshot`.
+    State(SnapshotChunk),
 }
 
 /// The answer to a [`Request`] of the same name.
@@ -76,7 +84,7 @@ pub enum Reply {
     Vote(VoteResponse<TypeConfig>),
     /// To `TransferLeader`.
     TransferLeader(TransferLeaderResponse<TypeConfig>),
-    /// To `Snapshot`: the receiver's vote once the last piece is installed.
+    /// To `Snapshot` and `State`: the receiver's vote once the last piece is installed.
     Snapshot(Option<Vote>),
     /// To `Propose`: one per command, in order.
     Propose(Vec<Outcome>),
@@ -98,6 +106,8 @@ pub enum Reply {
     Removed,
     /// To `Offer`: there is.
     Offer,
+    /// To `SendState`: it was sent.
+    StateSent,
 }
 
 /// A piece of a snapshot file; pieces of one transfer come in order over one lane.
@@ -244,4 +254,8 @@ pub struct NodeStatus {
     pub silent_ms: BTreeMap<NodeId, Option<u64>>,
     /// Of a primary: servers that were removed, still run, and ask it what has become of them.
     pub strays: Vec<String>,
+    /// The last checkpoints with this replica's hashes, oldest first.
+    pub checkpoints: Vec<Checkpoint>,
+    /// The checkpoint at which its state was found to differ from the majority's.
+    pub differs_at: Option<u64>,
 }

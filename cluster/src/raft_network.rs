@@ -19,7 +19,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, type_config::alias::SnapshotOf};
 use quorate_storage::raft_types::{NodeId, NodeInfo, TypeConfig, Vote};
-use quorate_storage::state_machine::SnapshotHandle;
+use quorate_storage::state_machine::{SnapshotHandle, State};
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -77,6 +77,7 @@ impl Dial for DialMember {
 }
 
 /// Makes lanes for openraft.
+#[derive(Clone)]
 pub(crate) struct PeerNetwork {
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) addresses: Addresses,
@@ -99,7 +100,8 @@ impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
 }
 
 impl PeerNetwork {
-    fn link(&self, target: NodeId, info: &NodeInfo, heartbeats: bool) -> Link {
+    /// Connections to one member. With `heartbeats` they carry nothing else.
+    pub(crate) fn link(&self, target: NodeId, info: &NodeInfo, heartbeats: bool) -> Link {
         let route = Route { cluster: self.cluster, from: self.node, to: target };
         // The membership's word, which this is, is newer than what was announced before.
         self.addresses.note(target, &info.peer);
@@ -235,7 +237,14 @@ impl RaftNetworkV2<TypeConfig> for Link {
         let mut cancel = pin!(cancel);
         tokio::select! {
             closed = &mut cancel => Err(closed.into()),
-            sent = self.send_snapshot(vote, snapshot.snapshot) => sent,
+            sent = async {
+                match &snapshot.snapshot {
+                    SnapshotHandle::Flush(state) => self.send_snapshot(vote, state, Request::Snapshot).await,
+                    SnapshotHandle::Received(_) => {
+                        Err(Unreachable::from_string("a received snapshot is not handed on").into())
+                    }
+                }
+            } => sent,
         }
     }
 }
@@ -296,15 +305,13 @@ impl Link {
 
     /// Sends the file of the last flush, which may be newer than what openraft asked for: the
     /// receiver takes its position from the file.
-    async fn send_snapshot(
+    pub(crate) async fn send_snapshot(
         &self,
         vote: Vote,
-        handle: SnapshotHandle,
+        state: &State,
+        piece: fn(SnapshotChunk) -> Request,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         static TRANSFERS: AtomicU64 = AtomicU64::new(1);
-        let SnapshotHandle::Flush(state) = handle else {
-            return Err(Unreachable::from_string("a received snapshot is not handed on").into());
-        };
         let unreadable = |e: std::io::Error| Unreachable::from_string(format!("snapshot: {e}"));
         let written = state.snapshot_file().await;
         if let Err(e) = &written
@@ -328,7 +335,7 @@ impl Link {
             let last = next >= size;
             let chunk = SnapshotChunk { transfer, vote, offset, bytes: Bytes::from(bytes), last };
             let limit = if last { INSTALL_TIMEOUT } else { CHUNK_TIMEOUT };
-            let reply = self.lane.call(&Request::Snapshot(chunk), limit).await;
+            let reply = self.lane.call(&piece(chunk), limit).await;
             if last && matches!(&reply, Err(CallError::Peer(e)) if e.code != Code::DiskFull) {
                 // The receiver checks the file: should ours be damaged, the next attempt writes a new one.
                 let _ = tokio::fs::remove_file(&path).await;

@@ -57,11 +57,19 @@ fn row(server: &ServerStatus) -> [String; 10] {
         yes_or_no(server.ready),
         number(server.revision),
         number(server.lag),
-        plain(&server.checkpoint),
+        checkpoint(&server.checkpoint),
         number(server.node_id),
         text(server.url.as_deref()),
         text(server.peer.as_deref()),
     ]
+}
+
+/// Its number, and as much of the hash as the eye compares.
+fn checkpoint(checkpoint: &Value) -> String {
+    match (checkpoint.get("number"), checkpoint.get("state_hash").and_then(Value::as_str)) {
+        (Some(number), Some(hash)) => format!("{} ({})", plain(number), cell(hash.get(..8).unwrap_or(hash))),
+        _ => plain(checkpoint),
+    }
 }
 
 fn primary(status: &ClusterStatus) -> String {
@@ -229,16 +237,24 @@ mod tests {
             "servers": [
                 {"name": "S1", "node_id": 1, "url": "http://a:8001", "peer": "a:9001", "role": "backup",
                  "state": "alive", "ready": true, "last_log": 9, "committed": 9, "applied": 9, "revision": 42,
-                 "checkpoint": null, "lag": 0, "new_field": "of a later version"},
+                 "checkpoint": {"number": 8, "revision": 40, "state_hash": "00c0ffee00c0ffee00c0ffee00c0ffee"}, "lag": 0, "new_field": "of a later version"},
                 {"name": "S2", "role": "primary"},
             ],
             "settings": {"target-size": 3}, "view": null
         }))
         .unwrap();
         let text = render(&status);
-        for part in
-            ["S2 (term 3)", "c0ffee", "S1 S2", "settled", "target-size = 3", "http://a:8001", "│", "42"]
-        {
+        for part in [
+            "S2 (term 3)",
+            "c0ffee",
+            "S1 S2",
+            "settled",
+            "target-size = 3",
+            "http://a:8001",
+            "│",
+            "42",
+            "8 (00c0ffee)",
+        ] {
             assert!(text.contains(part), "{part} is missing in\n{text}");
         }
         let members = render_members(&status);

@@ -31,6 +31,19 @@ pub(super) async fn metrics(State(app): Shared) -> Answer {
     metric("log_applied_index", "counter", "Last index applied", status.applied);
     metric("log_bytes", "gauge", "Bytes of the delta log on disk", status.log_bytes);
     metric("flushed_revision", "counter", "Revision of the last flush", status.flushed);
+    let checkpoint = status.checkpoints.last();
+    metric(
+        "checkpoint",
+        "counter",
+        "Number of the last checkpoint",
+        checkpoint.map_or(0, |last| last.number),
+    );
+    metric(
+        "state_differs",
+        "gauge",
+        "1 while the state differs from the majority's at a checkpoint, until it is replaced",
+        status.differs_at.is_some().into(),
+    );
     metric("dirty_bytes", "gauge", "Bytes of rows that are not flushed yet", status.dirty_bytes);
     metric("disk_free_bytes", "gauge", "Free bytes on the disk", status.disk_free);
     metric("disk_low", "gauge", "1 when the disk is below its reserve", status.disk_low.into());

@@ -138,7 +138,7 @@ impl Inner {
             Some(known) if known == info => Ok(()),
             Some(_) => {
                 // At once: without this server there may be no majority to change the membership.
-                self.addresses.note(id, &info.peer);
+                self.network.addresses.note(id, &info.peer);
                 self.set_node(id, info).await
             }
             None => {

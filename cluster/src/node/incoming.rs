@@ -5,11 +5,12 @@
 
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
+use std::sync::PoisonError;
 
 use openraft::raft::SnapshotResponse;
 use openraft::type_config::alias::SnapshotOf;
 use quorate_storage::raft_types::{SnapshotMeta, TypeConfig, Vote};
-use quorate_storage::state_machine::SnapshotHandle;
+use quorate_storage::state_machine::{Built, SnapshotHandle};
 
 use super::Inner;
 use crate::error::{Code, NodeError};
@@ -62,10 +63,32 @@ impl Inner {
         self.state.check_room(bytes.saturating_mul(2)).map_err(|e| self.no_snapshot(e))
     }
 
-    /// Takes a piece of a snapshot; installs the file when it was the last one.
+    /// Takes a piece of a snapshot; gives the file to openraft when it was the last one.
     pub(super) async fn take_chunk(&self, chunk: SnapshotChunk) -> Result<Option<Vote>> {
+        let vote = chunk.vote;
+        let Some(built) = self.take_piece(chunk).await? else { return Ok(None) };
+        let meta = built.meta();
+        tracing::info!(revision = meta.revision, "installing a snapshot");
+        let meta = SnapshotMeta { last_log_id: meta.applied, last_membership: meta.membership.clone() };
+        let snapshot: SnapshotOf<TypeConfig, SnapshotHandle> =
+            openraft::storage::Snapshot { meta, snapshot: SnapshotHandle::Received(built) };
+        let SnapshotResponse { vote } =
+            self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| self.fatal(e))?;
+        Ok(Some(vote))
+    }
+
+    /// Takes a piece of the state that this server asked for; keeps what it builds of it for who asked.
+    pub(super) async fn take_state(&self, chunk: SnapshotChunk) -> Result<Option<Vote>> {
+        let vote = chunk.vote;
+        let Some(built) = self.take_piece(chunk).await? else { return Ok(None) };
+        *self.sent_state.lock().unwrap_or_else(PoisonError::into_inner) = Some(built);
+        Ok(Some(vote))
+    }
+
+    /// Stores a piece; builds the tables when it was the last one.
+    async fn take_piece(&self, chunk: SnapshotChunk) -> Result<Option<Built>> {
         let path = self.state.incoming_file(chunk.transfer).map_err(failed)?;
-        let (vote, last) = (chunk.vote, chunk.last);
+        let last = chunk.last;
         let (state, file) = (self.state.clone(), path.clone());
         let stored = tokio::task::spawn_blocking(move || {
             // Others may have filled the disk since the offer.
@@ -76,15 +99,7 @@ impl Inner {
         if !last {
             return Ok(None);
         }
-        let built = self.state.build(path).await.map_err(|e| self.no_snapshot(e))?;
-        let meta = built.meta();
-        tracing::info!(revision = meta.revision, "installing a snapshot");
-        let meta = SnapshotMeta { last_log_id: meta.applied, last_membership: meta.membership.clone() };
-        let snapshot: SnapshotOf<TypeConfig, SnapshotHandle> =
-            openraft::storage::Snapshot { meta, snapshot: SnapshotHandle::Received(built) };
-        let SnapshotResponse { vote } =
-            self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| self.fatal(e))?;
-        Ok(Some(vote))
+        self.state.build(path).await.map(Some).map_err(|e| self.no_snapshot(e))
     }
 
     /// A snapshot is refused. Where the disk is full, what has come of it goes: it may be what fills the disk.

@@ -1,6 +1,7 @@
 //! A node: one server's part in the cluster.
 
 mod announce;
+mod checkpoints;
 mod clocks;
 mod contacts;
 mod disk;
@@ -22,7 +23,7 @@ mod transfer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
@@ -34,7 +35,7 @@ use quorate_storage::log::LogOptions;
 use quorate_storage::node_disk::{self, DiskError};
 use quorate_storage::raft_types::{NodeId, NodeInfo, TypeConfig};
 use quorate_storage::service::Registry;
-use quorate_storage::state_machine::{State, StateMachine};
+use quorate_storage::state_machine::{Built, State, StateMachine};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, RwLock, watch};
 
@@ -149,7 +150,7 @@ struct Inner {
     /// Kept, because each request looks at it: a new receiver costs more than the look.
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     state: State,
-    addresses: Addresses,
+    network: PeerNetwork,
     lanes: Lanes,
     batcher: Batcher,
     /// Shared by the entries that are being written here; a transfer of leadership takes it whole, so that it finds
@@ -179,6 +180,12 @@ struct Inner {
     draining: AtomicBool,
     /// Only the primary serves clients.
     passive: AtomicBool,
+    /// The checkpoint at which this server's state was found to differ from the majority's; 0 if it was not.
+    differs_at: AtomicU64,
+    /// The state that this server has asked for, built.
+    sent_state: std::sync::Mutex<Option<Built>>,
+    /// Held by who sends the whole state.
+    sending_state: Mutex<()>,
     /// Why the node cannot go on, once it cannot.
     failed: watch::Sender<Option<String>>,
 }
@@ -208,13 +215,12 @@ impl Node {
             .ok_or_else(|| StartError::Raft("the cluster id is not one".to_owned()))?;
         let id = disk.identity.node_id;
         let addresses = Addresses::default();
-        let network =
-            PeerNetwork { dial: Arc::clone(&options.dial), addresses: addresses.clone(), cluster, node: id };
+        let network = PeerNetwork { dial: Arc::clone(&options.dial), addresses, cluster, node: id };
         let config = raft_config(&options, &disk.identity.cluster_id)?;
         let state = disk.state;
         state.keep_free(options.disk_reserve);
         state.replay().await.map_err(StartError::Replay)?;
-        let raft = Raft::new(id, config, network, disk.log, StateMachine::new(state.clone()))
+        let raft = Raft::new(id, config, network.clone(), disk.log, StateMachine::new(state.clone()))
             .await
             .map_err(|e| StartError::Raft(e.to_string()))?;
         // Its metrics are empty until it runs: a server that was removed would take itself for a new one, and join.
@@ -228,7 +234,7 @@ impl Node {
             cluster,
             identity: disk.identity,
             info: options.info,
-            addresses,
+            network,
             lanes: Lanes::new(options.dial, cluster, id),
             disk: DiskWatch::new(options.dir, options.disk_reserve),
             raft,
@@ -249,6 +255,9 @@ impl Node {
             stop: watch::Sender::new(false),
             draining: AtomicBool::new(false),
             passive: AtomicBool::new(false),
+            differs_at: AtomicU64::new(0),
+            sent_state: std::sync::Mutex::default(),
+            sending_state: Mutex::default(),
             failed: watch::Sender::new(None),
         });
         // Before it serves anybody.

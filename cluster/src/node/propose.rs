@@ -106,6 +106,9 @@ impl Inner {
         if let Some(cause) = &*self.failed.borrow() {
             return Some(NodeError::not_applied(Code::Failed, cause.clone()));
         }
+        if let Err(differs) = self.check_agrees() {
+            return Some(differs);
+        }
         if self.disk.is_low() {
             return Some(self.disk.error());
         }
@@ -160,7 +163,9 @@ async fn dispatch(inner: Arc<Inner>, batch: Vec<Waiting>) {
     // Before it is asked who leads: who waited here for a transfer to end finds the new primary.
     let writing = inner.writing.read().await;
     let outcomes = match inner.leader() {
-        Some(id) if id == inner.id => inner.write(&batch).await,
+        Some(id) if id == inner.id => {
+            inner.write(batch.iter().flat_map(|waiting| waiting.commands.iter())).await
+        }
         Some(id) if !forwarded && inner.working_leader() == Some(id) => {
             drop(writing);
             inner.forward(id, &batch).await
@@ -194,7 +199,10 @@ async fn dispatch(inner: Arc<Inner>, batch: Vec<Waiting>) {
 
 impl Inner {
     /// Writes one log entry and waits until it is applied here.
-    async fn write(&self, batch: &[Waiting]) -> Result<Vec<Outcome>> {
+    async fn write<'a, I>(&self, commands: I) -> Result<Vec<Outcome>>
+    where
+        I: IntoIterator<Item = &'a Command, IntoIter: Clone>,
+    {
         if let Some(refusal) = self.refuse_writes() {
             return Err(refusal);
         }
@@ -202,7 +210,7 @@ impl Inner {
         self.caught_up_with(term).await?;
         let last = self.state.read(|machine| machine.time()).map_err(|e| self.broken(&e))?;
         let time = self.logged_clock.now(&*self.clock, term, last);
-        let entry = delta::encode_entry(time, batch.iter().flat_map(|waiting| waiting.commands.iter()));
+        let entry = delta::encode_entry(time, commands);
         match self.raft.client_write(Deltas(entry)).await {
             Ok(written) => Ok(written.data.0),
             Err(RaftError::Fatal(e)) => {
@@ -225,6 +233,15 @@ impl Inner {
             }
             Err(e) => Err(NodeError::unknown(Code::Failed, e.to_string())),
         }
+    }
+
+    /// Logs one command in an entry of its own. On the primary.
+    pub(super) async fn log_alone(&self, command: Command) -> Result<()> {
+        let _writing = self.writing.read().await;
+        if !self.is_leader() {
+            return Err(self.not_primary());
+        }
+        self.write([&command]).await.map(drop)
     }
 
     /// A new primary first applies what its predecessors logged: their time is in there.

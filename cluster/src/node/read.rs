@@ -131,6 +131,7 @@ impl Inner {
         if let Some(removed) = self.removed_error() {
             return Err(removed);
         }
+        self.check_agrees()?;
         if self.recovered.load(std::sync::atomic::Ordering::Relaxed) {
             return Ok(());
         }

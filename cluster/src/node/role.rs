@@ -90,7 +90,7 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             // The others try first: it takes the election that nobody wins.
             None => leaderless.get_or_insert_with(Instant::now).elapsed() >= inner.timing.election.1 * 3,
         };
-        inner.raft.runtime_config().elect(stands);
+        inner.raft.runtime_config().elect(stands && inner.differs().is_none());
         if inner.is_leader()
             && let Err(error) = inner.transfer("").await
         {

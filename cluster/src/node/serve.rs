@@ -51,13 +51,13 @@ impl PeerHandler {
 impl Handler for PeerHandler {
     type Pipe = AppendPipe;
 
-    fn handle(&self, _: NodeId, request: Request) -> BoxFuture<'_, Result<Reply>> {
-        Box::pin(self.inner.answer(request))
+    fn handle(&self, from: NodeId, request: Request) -> BoxFuture<'_, Result<Reply>> {
+        Box::pin(self.inner.answer(from, request))
     }
 
     fn handle_ordered<'a>(
         &'a self,
-        _: NodeId,
+        from: NodeId,
         request: Request,
         pipe: &'a mut Option<AppendPipe>,
     ) -> BoxFuture<'a, Ordered> {
@@ -68,7 +68,7 @@ impl Handler for PeerHandler {
                     Some(refusal) => drop(reply.send(Err(refusal))),
                     None => self.inner.enqueue_append(request, reply, pipe).await,
                 },
-                other => drop(reply.send(self.inner.answer(other).await)),
+                other => drop(reply.send(self.inner.answer(from, other).await)),
             }
             Ordered(receiver)
         })
@@ -76,7 +76,7 @@ impl Handler for PeerHandler {
 }
 
 impl Inner {
-    async fn answer(&self, request: Request) -> Result<Reply> {
+    async fn answer(&self, from: NodeId, request: Request) -> Result<Reply> {
         match request {
             Request::Heartbeat(request) => {
                 let reply = self.heartbeat(request).await?;
@@ -123,6 +123,8 @@ impl Inner {
                 self.heard.send_replace(None);
                 Ok(Reply::Removed)
             }
+            Request::State(chunk) => self.take_state(chunk).await.map(Reply::Snapshot),
+            Request::SendState { above } => self.send_state(from, above).await.map(|()| Reply::StateSent),
             Request::Clock => Ok(Reply::Clock(self.clock.wall())),
             Request::Members(request) => {
                 if !self.is_leader() {

@@ -236,6 +236,8 @@ impl Inner {
                 .map(|(id, at)| (id, at.map(|at| at.elapsed().as_millis() as u64)))
                 .collect(),
             strays,
+            checkpoints: self.state.checkpoints().borrow().clone(),
+            differs_at: self.differs(),
         })
     }
 }

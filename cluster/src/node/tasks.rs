@@ -8,8 +8,9 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_storage::codec;
 use quorate_storage::delta::{Command, SYSTEM_SERVICE};
 use quorate_storage::machine::SystemCommand;
+use quorate_storage::tables::Damage;
 
-use super::{Inner, contacts, disk, role};
+use super::{Inner, checkpoints, contacts, disk, role};
 
 /// Dirty rows are flushed after this time at the latest.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,6 +49,7 @@ pub(super) fn spawn(inner: &Arc<Inner>) {
     run(Box::pin(disk::watch_room(Arc::clone(inner))));
     run(Box::pin(disk::watch_syncs(Arc::clone(inner))));
     run(Box::pin(contacts::watch(Arc::clone(inner))));
+    run(Box::pin(checkpoints::watch(Arc::clone(inner))));
     run(Box::pin(role::follow_mode(Arc::clone(inner))));
     run(Box::pin(role::stand_back(Arc::clone(inner))));
 }
@@ -78,6 +80,7 @@ async fn recover(inner: Arc<Inner>) {
         tracing::debug!(%error, "not caught up yet");
         tokio::time::sleep(POLL).await;
     }
+    inner.compare_at_start().await;
     inner.recovered.store(true, Ordering::Relaxed);
     tracing::info!("caught up with the cluster");
 }
@@ -146,15 +149,19 @@ fn excess(inner: &Inner, flushed: u64) -> Option<u64> {
 
 async fn tick(inner: Arc<Inner>) {
     let mut compared = Instant::now();
+    let mut leads = Instant::now();
     loop {
         tokio::time::sleep(TICK).await;
         if !inner.is_leader() || inner.disk.is_low() {
+            leads = Instant::now();
             continue;
         }
-        let looked = inner.state.read(|machine| (machine.next_deadline(), machine.time()));
-        let (deadline, last) = match looked {
-            Ok((Ok(deadline), last)) => (deadline, last),
-            Ok((Err(damage), _)) => return inner.fail(damage),
+        let looked = inner.state.read(|machine| {
+            Ok((machine.next_deadline()?, machine.settings()?, machine.time(), machine.revision()))
+        });
+        let (deadline, settings, last, revision) = match looked {
+            Ok(Ok(looked)) => looked,
+            Ok(Err::<_, Damage>(damage)) => return inner.fail(damage),
             Err(e) => return inner.fail(e),
         };
         let term = inner.raft.metrics().borrow_watched().current_term;
@@ -171,6 +178,14 @@ async fn tick(inner: Arc<Inner>) {
             if let Err(e) = inner.propose_once(Arc::new(vec![tick]), limit, true).await {
                 tracing::debug!(error = %e, "a tick was not logged");
             }
+        }
+        let checkpoint = inner.state.checkpoints().borrow().last().copied();
+        let since =
+            checkpoint.map_or(leads.elapsed(), |at| Duration::from_millis(now.saturating_sub(at.time)));
+        if settings.checkpoint_interval().is_due(checkpoint.as_ref(), revision, since)
+            && let Err(e) = inner.set_checkpoint().await
+        {
+            tracing::debug!(error = %e, "a checkpoint was not set");
         }
     }
 }

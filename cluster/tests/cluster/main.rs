@@ -5,6 +5,7 @@
 mod support;
 
 mod changes;
+mod checkpoints;
 mod elections;
 mod log;
 mod members;

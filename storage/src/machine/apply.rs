@@ -135,9 +135,12 @@ impl Machine {
                 if command == SystemCommand::Tick {
                     self.tick()?;
                 }
+                let checkpoint = command == SystemCommand::Checkpoint;
+                let at = system::At { revision: self.revision, time: self.time, hash: self.rows.hash() };
                 let mut tables = Tables::new(&mut self.rows, system::NAMESPACE);
-                let result = system::apply(&mut tables, command, self.revision);
+                let result = system::apply(&mut tables, command, at);
                 intact(tables)?;
+                self.at_checkpoint |= checkpoint;
                 Ok(encoded(result))
             }
             Target::Service(place) => self.run_service(delta, place),

@@ -6,6 +6,7 @@
 //! - equal entries in equal order give equal rows, hence an equal hash, on every replica.
 
 mod apply;
+mod checkpoints;
 mod events;
 mod replies;
 mod sessions;
@@ -18,6 +19,7 @@ mod tests;
 use std::sync::Arc;
 
 pub use self::apply::supports;
+pub use self::checkpoints::{Checkpoint, Interval};
 pub use self::events::{Compacted, MAX_EVENTS};
 use self::replies::Live;
 pub use self::replies::{MAX_REPLIES, MAX_REPLY_BYTES};
@@ -73,6 +75,10 @@ pub struct Machine {
     /// What the entry being applied emitted; empty between entries.
     emitted: Emitted,
     sessions: Live,
+    /// The last entry set a checkpoint, whose rows are not frozen yet.
+    at_checkpoint: bool,
+    /// What a checkpoint's flush is to write.
+    held: Option<(Arc<Overlay>, FlushMeta)>,
     unusable: bool,
 }
 
@@ -98,6 +104,8 @@ impl Machine {
             events,
             emitted: Emitted::default(),
             sessions: Live::default(),
+            at_checkpoint: false,
+            held: None,
             unusable: false,
         })
     }
@@ -156,11 +164,43 @@ impl Machine {
         &self.registry
     }
 
-    /// Freezes the dirty rows for a flush; says where the machine stands, to be written with them.
+    /// Freezes the rows of a checkpoint that was just applied, so that the next flush is of that very revision. False
+    /// while an earlier flush still has the place: nothing may be applied before it is over.
     ///
     /// # Errors
     /// As [`Self::state_hash`].
-    pub fn freeze(&mut self, mark: LogMark) -> Result<(Arc<Overlay>, FlushMeta), ApplyError> {
+    pub fn freeze_checkpoint(&mut self) -> Result<bool, ApplyError> {
+        if !self.at_checkpoint {
+            return Ok(true);
+        }
+        if self.rows.is_frozen() {
+            return Ok(false);
+        }
+        self.held = Some(self.freeze()?);
+        Ok(true)
+    }
+
+    /// Whether the last entry set a checkpoint whose rows are not frozen yet.
+    pub fn at_checkpoint(&self) -> bool {
+        self.at_checkpoint
+    }
+
+    /// Whether a checkpoint waits for its flush.
+    pub fn wants_flush(&self) -> bool {
+        self.at_checkpoint || self.held.is_some()
+    }
+
+    /// What a checkpoint's flush is to write.
+    pub fn take_held(&mut self) -> Option<(Arc<Overlay>, FlushMeta)> {
+        self.held.take()
+    }
+
+    /// Freezes the dirty rows for a flush; says where the machine stands, to be written with them. How far the log
+    /// reaches is for the flush to say.
+    ///
+    /// # Errors
+    /// As [`Self::state_hash`].
+    pub fn freeze(&mut self) -> Result<(Arc<Overlay>, FlushMeta), ApplyError> {
         let settled = self.settle();
         self.noting(settled)?;
         let meta = FlushMeta {
@@ -169,8 +209,9 @@ impl Machine {
             revision: self.revision,
             time: self.time,
             hash: self.rows.hash(),
-            mark,
+            mark: LogMark::default(),
         };
+        self.at_checkpoint = false;
         Ok((self.rows.freeze(), meta))
     }
 
@@ -198,6 +239,14 @@ impl Machine {
     /// [`Damage`] when a row cannot be read.
     pub fn settings(&self) -> Result<Settings, Damage> {
         self.view(system::NAMESPACE, Settings::read)
+    }
+
+    /// The last checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// [`Damage`] when a row cannot be read.
+    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, Damage> {
+        self.view(system::NAMESPACE, checkpoints::read)
     }
 
     /// Asks a service; the answer is JSON text.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoints::Interval;
 use crate::service::Refusal;
 use crate::span;
 use crate::tables::{Table, Tables, View};
@@ -29,13 +30,15 @@ struct Known {
     check: fn(&str) -> Result<(), String>,
 }
 
-const KNOWN: [Known; 4] = [
+const KNOWN: [Known; 5] = [
+    Known { name: CHECKPOINT_INTERVAL, default: "60s", check: |value| Interval::parse(value).map(drop) },
     Known { name: MODE, default: "active", check: |value| one_of(value, &["active", PASSIVE]) },
     Known { name: RESTART, default: ALWAYS, check: |value| one_of(value, &[ALWAYS, "never"]) },
     Known { name: STABILIZATION, default: "5s", check: |value| stabilization(value).map(drop) },
     Known { name: TARGET_SIZE, default: "3", check: |value| target_size(value).map(drop) },
 ];
 
+const CHECKPOINT_INTERVAL: &str = "checkpoint-interval";
 const MODE: &str = "mode";
 const PASSIVE: &str = "passive";
 const RESTART: &str = "restart";
@@ -91,6 +94,11 @@ impl Settings {
     /// For so long a server is to be dead, or steady, before the membership is changed for it.
     pub fn stabilization(&self) -> Duration {
         self.parsed(STABILIZATION, stabilization)
+    }
+
+    /// When checkpoints are set.
+    pub fn checkpoint_interval(&self) -> Interval {
+        self.parsed(CHECKPOINT_INTERVAL, Interval::parse)
     }
 
     /// Whether dead servers are to be launched again.

@@ -1,8 +1,9 @@
-//! The built-in service "system": ticks, node ids, settings.
+//! The built-in service "system": ticks, node ids, settings, checkpoints.
 
 use serde::{Deserialize, Serialize};
 
-use super::settings;
+use super::{checkpoints, settings};
+use crate::delta::Millis;
 use crate::service::Refusal;
 use crate::tables::{Table, Tables};
 
@@ -29,6 +30,8 @@ pub enum SystemCommand {
         /// Its value.
         value: String,
     },
+    /// Sets a checkpoint.
+    Checkpoint,
 }
 
 /// The reply to a [`SystemCommand`].
@@ -38,17 +41,23 @@ pub enum SystemReply {
     Done,
     /// The new node id.
     NodeId(u64),
+    /// The checkpoint's number.
+    Checkpoint(u64),
 }
 
 /// `cluster init` takes this id for the first server without asking anybody.
 pub const FIRST_NODE_ID: u64 = 1;
 
-/// Applies a system command, at `revision`. `Tick` is the machine's business: here it does nothing.
-pub(super) fn apply(
-    tables: &mut Tables<'_>,
-    command: SystemCommand,
-    revision: u64,
-) -> Result<SystemReply, Refusal> {
+/// Where a system command is applied.
+pub(super) struct At {
+    pub(super) revision: u64,
+    pub(super) time: Millis,
+    /// The hash of all rows before it.
+    pub(super) hash: u128,
+}
+
+/// Applies a system command. `Tick` is the machine's business: here it does nothing.
+pub(super) fn apply(tables: &mut Tables<'_>, command: SystemCommand, at: At) -> Result<SystemReply, Refusal> {
     match command {
         SystemCommand::Tick => Ok(SystemReply::Done),
         SystemCommand::AllocateNodeId { .. } => {
@@ -57,8 +66,12 @@ pub(super) fn apply(
             Ok(SystemReply::NodeId(id))
         }
         SystemCommand::Set { name, value } => {
-            settings::set(tables, name, value, revision)?;
+            settings::set(tables, name, value, at.revision)?;
             Ok(SystemReply::Done)
+        }
+        SystemCommand::Checkpoint => {
+            let number = checkpoints::set(tables, at.revision, at.time, at.hash);
+            Ok(SystemReply::Checkpoint(number))
         }
     }
 }

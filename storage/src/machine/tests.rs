@@ -22,7 +22,7 @@ macro_rules! scripts {
     )+};
 }
 
-scripts!(sessions, expiry, retries, acked, full, time, events, eviction, ticks, system);
+scripts!(checkpoints, sessions, expiry, retries, acked, full, time, events, eviction, ticks, system);
 
 /// Not a script: it would print 100,000 lines.
 #[test]

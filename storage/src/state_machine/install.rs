@@ -2,8 +2,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::{Applied, Positions, State, blocking, damaged, to_the_end};
 use crate::files;
@@ -14,6 +17,9 @@ use crate::tables::base::{Base, FlushMeta};
 use crate::tables::rows::Rows;
 
 const MIB: u64 = 1 << 20;
+/// For a log that is behind the state that is to be put above it.
+const LOG_PATIENCE: Duration = Duration::from_secs(10);
+const LOG_POLL: Duration = Duration::from_millis(20);
 
 impl State {
     /// A snapshot file of the last flush: the one that is there already, or a new one.
@@ -135,13 +141,55 @@ impl State {
         }
     }
 
+    /// Nothing is applied until the guard is dropped.
+    pub async fn pause(&self) -> Pause {
+        Pause { _applying: Arc::clone(&self.shared.applying).lock_owned().await }
+    }
+
+    /// Replaces a state that is wrong by what was built of another replica's, at a later entry. To openraft nothing has
+    /// happened: it goes on with the next entry for the old state, and those up to the new one are passed over.
+    ///
+    /// # Errors
+    /// `TimedOut` when the log does not come as far within 10 s, `InvalidInput` when what was built is not later: both
+    /// leave the state as it was. Else as the disk gives them.
+    pub async fn replace(&self, _: &Pause, built: Built) -> io::Result<()> {
+        let own = self.applied().borrow().log_id;
+        let Some(new) = built.meta.applied.filter(|new| Some(new) > own.as_ref()) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the state that was sent is no later one",
+            ));
+        };
+        // A flush covers at most what is in the log on disk: the install syncs it.
+        let deadline = Instant::now() + LOG_PATIENCE;
+        while self.log().read(new.index, new.index + 1)?.first().is_none_or(|entry| entry.log_id != new) {
+            if Instant::now() >= deadline {
+                let text =
+                    format!("the log has not come to entry {new}, which the state that was sent holds");
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            tokio::time::sleep(LOG_POLL).await;
+        }
+        let state = self.clone();
+        to_the_end(async move { state.install_now(built).await }).await?;
+        self.shared.passed.store(new.index + 1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Replaces the state by what was built.
     ///
     /// # Errors
     /// As the disk gives them.
     pub(super) async fn install(&self, built: Built) -> io::Result<FlushMeta> {
         let state = self.clone();
-        to_the_end(async move { state.install_now(built).await }).await
+        to_the_end(async move {
+            let _applying = state.shared.applying.lock().await;
+            let installed = state.install_now(built).await;
+            // It may be of an earlier entry than what [`Self::replace`] brought.
+            state.shared.passed.store(0, Ordering::Relaxed);
+            installed
+        })
+        .await
     }
 
     async fn install_now(&self, built: Built) -> io::Result<FlushMeta> {
@@ -154,11 +202,13 @@ impl State {
         let (base, meta) = blocking(move || switch(&dir, &built, mark)).await?;
         let rows = Rows::new(base, meta.hash);
         let machine = Machine::new(self.shared.registry.clone(), rows, meta.clone()).map_err(damaged)?;
+        let checkpoints = machine.checkpoints().map_err(damaged)?;
         let old = std::mem::replace(&mut *self.machine()?, machine);
         *self.shared.last_flush.lock().unwrap_or_else(PoisonError::into_inner) = meta.clone();
         let applied = Applied { log_id: meta.applied, revision: meta.revision };
         *self.positions() = Positions::at(&applied);
         self.shared.applied.send_replace(applied);
+        self.shared.checkpoints.send_replace(checkpoints);
         self.shared.room.notify_waiters();
         blocking(move || {
             old.rows().base().clone().close();
@@ -169,6 +219,11 @@ impl State {
         .await?;
         Ok(meta)
     }
+}
+
+/// Holds up apply.
+pub struct Pause {
+    _applying: OwnedMutexGuard<()>,
 }
 
 /// The tables of a snapshot, beside those in force: ready to be installed, and removed when they are not.

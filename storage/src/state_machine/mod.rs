@@ -17,22 +17,23 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
 pub use self::adapter::{SnapshotHandle, StateMachine};
-pub use self::install::Built;
+pub use self::install::{Built, Pause};
 pub use self::positions::Place;
 use self::positions::Positions;
 use crate::delta::Outcome;
 use crate::files;
 use crate::log::DeltaLog;
-use crate::machine::Machine;
+use crate::machine::{Checkpoint, Machine};
 use crate::raft_types::{Entry, LogId, Payload};
 use crate::service::Registry;
 use crate::tables::base::{Base, FlushMeta};
+use crate::tables::overlay::Overlay;
 use crate::tables::rows::Rows;
 
 /// Dirty bytes at which a flush is asked for.
@@ -98,10 +99,15 @@ struct Shared {
     log: DeltaLog,
     registry: Registry,
     machine: Mutex<Machine>,
+    /// Held by apply for each entry, and by who replaces the state beneath it.
+    applying: Arc<tokio::sync::Mutex<()>>,
+    /// Entries before this index are in the state already: it was replaced by a later one.
+    passed: AtomicU64,
     /// One of: a flush, the writing of a snapshot file, an install.
     gate: tokio::sync::Mutex<()>,
     last_flush: Mutex<FlushMeta>,
     applied: watch::Sender<Applied>,
+    checkpoints: watch::Sender<Vec<Checkpoint>>,
     /// Asked for by apply when much is dirty; answered by whoever runs the flushes.
     flush_wanted: Notify,
     /// A flush has ended: there is room again.
@@ -121,6 +127,7 @@ impl State {
         let applied = Applied { log_id: meta.applied, revision: meta.revision };
         let machine =
             Machine::new(registry.clone(), Rows::new(base, meta.hash), meta.clone()).map_err(damaged)?;
+        let checkpoints = machine.checkpoints().map_err(damaged)?;
         let positions = Mutex::new(Positions::at(&applied));
         Ok(Self {
             shared: Arc::new(Shared {
@@ -129,9 +136,12 @@ impl State {
                 log,
                 registry,
                 machine: Mutex::new(machine),
+                applying: Arc::default(),
+                passed: AtomicU64::new(0),
                 gate: tokio::sync::Mutex::new(()),
                 last_flush: Mutex::new(meta),
                 applied: watch::Sender::new(applied),
+                checkpoints: watch::Sender::new(checkpoints),
                 flush_wanted: Notify::new(),
                 room: Notify::new(),
                 positions,
@@ -185,6 +195,11 @@ impl State {
         self.shared.applied.subscribe()
     }
 
+    /// Follows the last checkpoints, oldest first.
+    pub fn checkpoints(&self) -> watch::Receiver<Vec<Checkpoint>> {
+        self.shared.checkpoints.subscribe()
+    }
+
     /// The position of the last flush.
     pub fn last_flush(&self) -> FlushMeta {
         self.shared.last_flush.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -205,22 +220,37 @@ impl State {
 
     /// Applies one entry; waits for a flush while the overlay is full.
     pub(super) async fn apply(&self, log_id: LogId, payload: &Payload) -> io::Result<Vec<Outcome>> {
+        let _applying = self.shared.applying.lock().await;
+        if log_id.index < self.shared.passed.load(Ordering::Relaxed) {
+            // Nobody waits for what it did: it was a primary's business, and this replica was a backup then.
+            return Ok(Vec::new());
+        }
         loop {
             let room = self.shared.room.notified();
-            let dirty = self.dirty_bytes()?;
+            let (dirty, checkpoint_frozen) = {
+                let mut machine = self.machine()?;
+                (machine.rows().dirty_bytes(), machine.freeze_checkpoint().map_err(damaged)?)
+            };
             if dirty >= FLUSH_BYTES {
                 self.shared.flush_wanted.notify_one();
             }
-            if dirty < FULL_BYTES {
+            if dirty < FULL_BYTES && checkpoint_frozen {
                 break;
             }
             room.await;
         }
-        let (outcomes, revision) = {
+        let (outcomes, revision, checkpoints) = {
             let mut machine = self.machine()?;
             let outcomes = machine.apply_entry(log_id, payload).map_err(damaged)?;
-            (outcomes, machine.revision())
+            let at_checkpoint = machine.at_checkpoint();
+            machine.freeze_checkpoint().map_err(damaged)?;
+            let checkpoints = at_checkpoint.then(|| machine.checkpoints()).transpose().map_err(damaged)?;
+            (outcomes, machine.revision(), checkpoints)
         };
+        if let Some(checkpoints) = checkpoints {
+            self.shared.flush_wanted.notify_one();
+            self.shared.checkpoints.send_replace(checkpoints);
+        }
         self.positions().push(log_id.index, revision);
         self.shared.applied.send_replace(Applied { log_id: Some(log_id), revision });
         Ok(outcomes)
@@ -243,7 +273,9 @@ impl State {
                 return Err(damaged(format!("entry {next} is committed and not in the log")));
             }
             for Entry { log_id, payload } in entries {
-                if self.dirty_bytes()? >= FLUSH_BYTES {
+                let (dirty, wanted) =
+                    self.read(|machine| (machine.rows().dirty_bytes(), machine.wants_flush()))?;
+                if wanted || dirty >= FLUSH_BYTES {
                     self.flush().await?;
                 }
                 self.apply(log_id, &payload).await?;
@@ -286,18 +318,35 @@ impl State {
 
     /// [`Self::flush`] for who holds the gate.
     async fn flush_gated(&self) -> io::Result<FlushMeta> {
-        let last = self.last_flush();
-        let (frozen, mut meta, base) = {
-            let mut machine = self.machine()?;
-            if machine.applied() == last.applied.as_ref() {
-                return Ok(last);
+        loop {
+            let last = self.last_flush();
+            let (held, (frozen, meta), base) = {
+                let mut machine = self.machine()?;
+                let base = machine.rows().base().clone();
+                // A checkpoint's rows first, then what came after it.
+                match machine.take_held() {
+                    Some(held) => (true, held, base),
+                    None if machine.applied() == last.applied.as_ref() => return Ok(last),
+                    None if machine.rows().is_frozen() => {
+                        let text = "an earlier flush failed; the log replays at the next start";
+                        return Err(io::Error::other(text));
+                    }
+                    None => (false, machine.freeze().map_err(damaged)?, base),
+                }
+            };
+            let meta = self.write_frozen(frozen, meta, base).await?;
+            if !held {
+                return Ok(meta);
             }
-            if machine.rows().is_frozen() {
-                return Err(io::Error::other("an earlier flush failed; the log replays at the next start"));
-            }
-            let (frozen, meta) = machine.freeze(last.mark).map_err(damaged)?;
-            (frozen, meta, machine.rows().base().clone())
-        };
+        }
+    }
+
+    async fn write_frozen(
+        &self,
+        frozen: Arc<Overlay>,
+        mut meta: FlushMeta,
+        base: Base,
+    ) -> io::Result<FlushMeta> {
         // The safety rule: what the flush covers must be in the log on disk first.
         meta.mark = self.shared.log.sync().await?;
         let meta = blocking(move || {

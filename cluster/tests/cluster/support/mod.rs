@@ -9,19 +9,22 @@ pub(crate) mod watch;
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use quorate_cluster::message::{MemberOp, MembersReply, MembersRequest, NodeStatus};
 use quorate_cluster::node::{LOG_KEEP, Node, NodeOptions, StartError, Timing};
-use quorate_storage::FORMAT_VERSION;
 use quorate_storage::identity::Identity;
 use quorate_storage::log::LogOptions;
 use quorate_storage::machine::FIRST_NODE_ID;
 use quorate_storage::node_disk::{self, DiskError};
 use quorate_storage::raft_types::NodeInfo;
 use quorate_storage::service::Registry;
+use quorate_storage::tables::base::Base;
+use quorate_storage::tables::rows::row_hash;
+use quorate_storage::{FORMAT_VERSION, codec};
 use tempfile::TempDir;
 use tracing_subscriber::EnvFilter;
 
@@ -186,7 +189,8 @@ impl Cluster {
         self.net.place(name, &self.address(name));
         let deadline = Instant::now() + PATIENCE;
         loop {
-            match Node::start(self.node_options(name)).await {
+            // On its own, because unoptimised futures of this size fill the stack of a test that is nested deeply.
+            match tokio::spawn(Node::start(self.node_options(name))).await.unwrap() {
                 Ok(node) => {
                     self.nodes.0.lock().unwrap().insert(name.to_owned(), node);
                     return Ok(());
@@ -224,6 +228,14 @@ impl Cluster {
         if let Some(node) = node {
             node.abandon().await;
         }
+    }
+
+    /// Changes a number of the test service in the tables of a server that is down, so that nothing but a comparison with
+    /// the others tells. From then on its hashes are not watched.
+    pub(crate) fn damage(&self, name: &str, key: &str, value: u64) {
+        self.watch.exempt(name);
+        let state = self.dir(name).join("state");
+        damage(&state, key.as_bytes(), value);
     }
 
     pub(crate) fn names(&self) -> Vec<String> {
@@ -330,6 +342,19 @@ impl Cluster {
             node.abandon().await;
         }
     }
+}
+
+fn damage(state: &Path, key: &[u8], value: u64) {
+    let base = Base::open(state).unwrap();
+    let mut meta = base.meta().unwrap().unwrap();
+    let mut rows = base.range(Bound::Unbounded, Bound::Unbounded).map(Result::unwrap);
+    let of_key = |row: &[u8]| row.windows(key.len()).any(|part| part == key);
+    let (row, old) = rows.find(|(row, _)| of_key(row)).expect("it is flushed");
+    drop(rows);
+    let new = codec::encode(&value);
+    meta.hash = meta.hash.wrapping_sub(row_hash(&row, &old)).wrapping_add(row_hash(&row, &new));
+    base.flush([(&row, Some(&new[..]))].into_iter(), &meta).unwrap();
+    base.close();
 }
 
 fn free_listener() -> TcpListener {

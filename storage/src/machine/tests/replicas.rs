@@ -4,7 +4,6 @@ use tempfile::TempDir;
 
 use super::services::registry;
 use crate::delta::{Command, Millis, Outcome, encode_entry};
-use crate::log::LogMark;
 use crate::machine::{ApplyError, Machine};
 use crate::raft_types::{Deltas, Payload, log_id};
 use crate::tables::base::Base;
@@ -79,7 +78,7 @@ fn open(dir: &TempDir) -> Machine {
 }
 
 fn flush(machine: &mut Machine) {
-    let (frozen, meta) = machine.freeze(LogMark::default()).unwrap();
+    let (frozen, meta) = machine.freeze().unwrap();
     let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
     machine.rows().base().flush(changes, &meta).unwrap();
     machine.thawed();

@@ -62,6 +62,7 @@ impl Runner {
             "keepalive" => session_command(&SessionCommand::KeepAlive { session: next(args)?.parse()? }),
             "close" => session_command(&SessionCommand::Close { session: next(args)?.parse()? }),
             "tick" => system_command(&SystemCommand::Tick),
+            "checkpoint" => system_command(&SystemCommand::Checkpoint),
             "allocate" => system_command(&SystemCommand::AllocateNodeId { name: next(args)?.to_owned() }),
             "set" => {
                 let (name, value) = (next(args)?.to_owned(), next(args)?.to_owned());
@@ -137,6 +138,7 @@ impl Runner {
                 }
                 SYSTEM_SERVICE => match codec::decode(reply)? {
                     SystemReply::Done => "done".to_owned(),
+                    SystemReply::Checkpoint(number) => format!("checkpoint {number}"),
                     SystemReply::NodeId(id) => format!("node id {id}"),
                 },
                 service => {
@@ -241,6 +243,11 @@ impl goldenscript::Runner for Runner {
                 let settings = self.replicas.ask(|machine| machine.settings())?;
                 let values = settings.values.iter().map(|(name, value)| format!("{name} = {value}"));
                 format!("of revision {}: {}", settings.revision, values.collect::<Vec<_>>().join(", "))
+            }
+            "checkpoints" => {
+                let kept = self.replicas.ask(|machine| machine.checkpoints())?;
+                let kept = kept.iter().map(|at| format!("{} at {} ({} ms)", at.number, at.revision, at.time));
+                kept.collect::<Vec<_>>().join(", ")
             }
             "restart" => {
                 self.replicas.restart_second();
