@@ -34,6 +34,7 @@ const KEYS: &[&str] = &[
     "detector-timeout",
     "disk-reserve",
     "election-timeout",
+    "fanout",
     "gfd",
     "heartbeat",
     "join",
@@ -50,6 +51,7 @@ const KEYS: &[&str] = &[
     "role",
     "servers",
     "session",
+    "text-listen",
     "timeout",
 ];
 

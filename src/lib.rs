@@ -11,6 +11,7 @@ mod http;
 pub mod manager;
 pub mod server;
 pub mod services;
+mod text_port;
 pub mod transcript;
 
 pub use quorate_storage::delta::Millis;

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::cli::server_args::{InitArgs, Role, ServerArgs};
 use crate::http;
+use crate::text_port::TextPort;
 
 /// Why a server ended, or did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +100,10 @@ fn runtime() -> Result<tokio::runtime::Runtime, ServerError> {
 async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> {
     let listener = listen(args.listen).await?;
     let peer_listener = listen(args.peer_listen).await?;
+    let text_listener = match args.text_listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
     let bound = |listener: &TcpListener| {
@@ -146,6 +151,12 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
     };
     tracing::info!(name = node.name(), listen = %bound(&listener)?, "serving");
     let stop = watch::Sender::new(false);
+    tokio::spawn(args.transcript.follow(node.clone()));
+    if let Some(text_listener) = text_listener {
+        tracing::info!(listen = %bound(&text_listener)?, "serving text");
+        let text = TextPort::new(node.clone(), args.transcript);
+        tokio::spawn(text.serve(text_listener, stop.subscribe()));
+    }
     let serving = tokio::spawn(http::serve(listener, node.clone(), said, stop.subscribe()));
     let result = tokio::select! {
         cause = node.failed() => Err(ServerError::Failed(cause)),

@@ -4,8 +4,13 @@ use std::fmt::{Arguments, Display};
 use std::io::Write as _;
 use std::sync::LazyLock;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use quorate_cluster::clock::{Clock as _, SystemClock};
+use quorate_cluster::node::Node;
+use quorate_storage::machine::Checkpoint;
+use serde_json::Value;
+use tokio::time::timeout;
 
 /// `--transcript`, or nothing but what a role prints anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,12 +42,91 @@ impl Transcript {
         self.timed(count, format_args!("{by} receives heartbeat from {from}"));
     }
 
+    /// A request was carried out, with a reply that has the state before and after it.
+    pub(crate) fn processed(self, server: &str, reply: &Value, request: impl FnOnce() -> String) {
+        let after = reply.get("value").or_else(|| reply.get("text"));
+        if let (true, Some(before), Some(after)) = (self.on, reply.get("previous"), after) {
+            let request = request();
+            print(format_args!("my_state_{server} = {before} before processing {request}"));
+            print(format_args!("my_state_{server} = {after} after processing {request}"));
+        }
+    }
+
+    /// A client's request goes out, for the first time.
+    pub(crate) fn sent(self, client: &str, server: &str, number: u64) {
+        self.message("Sent", client, server, number, "request");
+    }
+
+    /// Its reply is there.
+    pub(crate) fn received(self, client: &str, server: &str, number: u64) {
+        self.message("Received", client, server, number, "reply");
+    }
+
+    fn message(self, what: &str, client: &str, server: &str, number: u64, kind: &str) {
+        if self.on {
+            // At once: a client's end waits for no other thread, and nobody is held up but itself.
+            let line =
+                one_line(format_args!("[{}] {what} <{client}, {server}, {number}, {kind}>", time_of_day()));
+            let _ = writeln!(std::io::stdout(), "{line}");
+        }
+    }
+
+    /// Tells what a server is, when it is ready, and its checkpoints, for as long as it runs.
+    pub(crate) async fn follow(self, node: Node) {
+        if !self.on {
+            return;
+        }
+        let name = node.name();
+        let mut checkpoints = node.checkpoints();
+        let mut told = checkpoints.borrow().last().map_or(0, |last| last.number);
+        let (mut was, mut was_ready) = (None, false);
+        loop {
+            let mode = if node.is_passive() { "passive" } else { "active" };
+            let now = (mode, if node.is_primary() { "primary" } else { "backup" });
+            let ready = node.ready();
+            if ready && !was_ready {
+                self.ready(name);
+            }
+            was_ready = ready;
+            // Neither says anything about a witness.
+            if ready && !node.is_witness() && was.replace(now) != Some(now) {
+                self.timed(now.0, format_args!("[{}] {name}", now.1));
+            }
+            let kept = checkpoints.borrow_and_update().clone();
+            kept.iter().filter(|at| at.number > told).for_each(|at| self.checkpoint(&node, at));
+            told = kept.last().map_or(told, |last| last.number);
+            if let Ok(Err(_)) = timeout(LOOK, checkpoints.changed()).await {
+                return;
+            }
+        }
+    }
+
+    /// The primary logs a checkpoint, which comes to the others with the log.
+    fn checkpoint(self, node: &Node, checkpoint: &Checkpoint) {
+        let name = node.name();
+        let mark = format!("checkpoint {}", checkpoint.number);
+        let hash = checkpoint.hash;
+        if node.is_primary() {
+            for other in node.member_names().iter().filter(|other| *other != name) {
+                self.timed(&mark, format_args!("[{hash:032x}] {name} sending checkpoint to {other}"));
+            }
+        } else if let Some(primary) = node.primary_name() {
+            self.timed(&mark, format_args!("[{hash:032x}] {name} receives checkpoint from {primary}"));
+        }
+    }
+
     fn timed(self, mark: impl Display, text: Arguments<'_>) {
         if self.on {
             print(format_args!("[{}] [{mark}] {text}", time_of_day()));
         }
     }
 }
+
+/// How often it is looked what a server is.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Characters of a line; the rest is cut off.
+const LINE_MAX: usize = 1_000;
 
 /// Lines that wait to be written.
 const WAITING: usize = 1_024;
@@ -60,7 +144,12 @@ fn print(line: Arguments<'_>) {
         });
         lines
     });
-    let _ = WRITER.try_send(line.to_string());
+    let _ = WRITER.try_send(one_line(line));
+}
+
+/// What clients wrote may be part of it.
+fn one_line(line: Arguments<'_>) -> String {
+    line.to_string().chars().take(LINE_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// HH:MM:SS

@@ -1,6 +1,6 @@
 //! The messages between nodes. Append variants only: bincode numbers them by position.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use openraft::raft::{
@@ -252,6 +252,8 @@ pub struct NodeStatus {
     pub uptime_secs: u64,
     /// Of a primary: for how long it has not heard of each member, in milliseconds; none if it never has.
     pub silent_ms: BTreeMap<NodeId, Option<u64>>,
+    /// Of a primary: the members that it hears of, itself included.
+    pub heard: BTreeSet<NodeId>,
     /// Of a primary: servers that were removed, still run, and ask it what has become of them.
     pub strays: Vec<String>,
     /// The last checkpoints with this replica's hashes, oldest first.

@@ -9,8 +9,9 @@ use super::connect::{CONNECTION, ConnectFlags, background_runtime, runtime};
 use super::output::{CliError, Exit, Output, Printed};
 use super::shown::{cell, whole};
 use super::{console, repeat, watch};
-use crate::client::{Client, Error, ListQuery, SessionMode};
+use crate::client::{Call, Client, Error, Group, Hooks, ListQuery, SessionMode};
 use crate::config::{self, Config};
+use crate::transcript::Transcript;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -34,8 +35,65 @@ pub(crate) struct ClientArgs {
     /// retries of their own. `off` works without (a lost reply is then an unknown outcome)
     #[arg(long, global = true, value_name = "NAME|off", help_heading = CONNECTION)]
     session: Option<String>,
+    /// To which servers a command goes: one, or all of them at once, and the first reply wins [default: one]
+    #[arg(long, global = true, value_name = "one|all", value_parser = fanout, help_heading = CONNECTION)]
+    fanout: Option<Fanout>,
+    /// Print on stdout each command that is sent and each reply that is received
+    #[arg(long, global = true)]
+    transcript: bool,
+    /// With --fanout all, tell of duplicate replies on stderr
+    #[arg(long, global = true)]
+    verbose: bool,
     #[command(subcommand)]
     action: Action,
+}
+
+/// To which servers a command goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Fanout {
+    #[default]
+    One,
+    All,
+}
+
+fn fanout(text: &str) -> Result<Fanout, String> {
+    match text {
+        "one" => Ok(Fanout::One),
+        "all" => Ok(Fanout::All),
+        _ => Err(format!("`{text}` is none of one, all")),
+    }
+}
+
+/// Tells a person what goes out and what comes in.
+#[derive(Debug)]
+struct Teller {
+    transcript: Transcript,
+    verbose: bool,
+    /// The session's name.
+    client: Option<String>,
+}
+
+impl Teller {
+    fn client(&self, call: &Call) -> String {
+        self.client.clone().unwrap_or_else(|| call.session.to_string())
+    }
+}
+
+impl Hooks for Teller {
+    fn before_call(&self, call: &Call) {
+        self.transcript.sent(&self.client(call), &call.server, call.sequence);
+    }
+
+    fn after_reply(&self, call: &Call) {
+        self.transcript.received(&self.client(call), &call.server, call.sequence);
+    }
+
+    fn duplicate(&self, call: &Call) {
+        if self.verbose {
+            let Call { server, sequence, .. } = call;
+            Output::note(&format!("duplicate reply from {server} to request {sequence} discarded"));
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,7 +267,22 @@ pub(crate) fn run(arguments: ClientArgs, config: &Config) -> Result<Exit, CliErr
         Some("off") => SessionMode::Off,
         Some(name) => SessionMode::Named(name.to_owned()),
     };
-    let client = connection.builder().session(session).build()?;
+    let fanout = config.pick("fanout", arguments.fanout, fanout)?.unwrap_or_default();
+    if fanout == Fanout::All && session == SessionMode::Off {
+        return Err(CliError::usage(
+            "--fanout all needs a session: without one a command would be applied several times",
+        ));
+    }
+    let teller = Teller {
+        transcript: Transcript { on: arguments.transcript },
+        verbose: arguments.verbose,
+        client: match &session {
+            SessionMode::Named(name) => Some(name.clone()),
+            SessionMode::Anonymous | SessionMode::Off => None,
+        },
+    };
+    let client = connection.builder().session(session).hooks(teller).build()?;
+    let client = if fanout == Fanout::All { client.group(Group::First) } else { client };
     super::log_to_stderr("warn")?;
     if matches!(arguments.action, Action::Console) {
         return console::run(&background_runtime()?, &client, &defaults, &connection);
@@ -229,7 +302,8 @@ pub(crate) fn run(arguments: ClientArgs, config: &Config) -> Result<Exit, CliErr
 /// Ends the session. It would expire by itself, so nobody is kept waiting for long and no failure is reported. A named
 /// session stays: the next command of that name goes on with it.
 pub(crate) async fn close(client: &Client) {
-    if client.has_named_session() {
+    client.settle_duplicates().await;
+    if client.session_name().is_some() {
         return;
     }
     let _ = client.with_timeout(CLOSE_TIMEOUT).close().await;

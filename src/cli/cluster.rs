@@ -240,11 +240,20 @@ impl Change {
             MembershipChange::Remove => "is removed",
         };
         let voters = reply.get("voters").and_then(Value::as_array).map(Vec::len);
-        let note =
-            voters.filter(|_| change != MembershipChange::Promote).and_then(fragile).map(str::to_owned);
+        let fragile = voters.filter(|_| change != MembershipChange::Promote).and_then(fragile);
+        // Who has a view has a manager, most likely.
+        let managed = change == MembershipChange::Remove
+            && client.cluster().await.is_ok_and(|status| !status.view.is_null());
+        let again = managed.then_some(STAYS_REMOVED);
+        let notes: Vec<&str> = fragile.into_iter().chain(again).collect();
+        let note = (!notes.is_empty()).then(|| notes.join("\n"));
         Ok(Printed { note, ..Printed::new(format!("{} {done}", self.name), reply.body) })
     }
 }
+
+/// What whoever removes a server should know.
+const STAYS_REMOVED: &str =
+    "a replication manager takes a removed server back while it runs: stop it for good, or run no manager";
 
 /// What whoever takes votes away should know about those that are left.
 fn fragile(voters: usize) -> Option<&'static str> {

@@ -56,6 +56,8 @@ pub struct ServerArgs {
     pub incarnation: u64,
     /// What is printed for an operator to follow.
     pub transcript: Transcript,
+    /// Where it answers lines of text.
+    pub text_listen: Option<SocketAddr>,
 }
 
 /// Everything that `quorate cluster init` was told.
@@ -125,9 +127,12 @@ pub(crate) struct ServerFlags {
     /// What to log on stderr: error, warn, info, debug, trace, or directives [default: info]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// Print each heartbeat on stdout
+    /// Print on stdout what an operator follows: heartbeats, requests with the state before and after, checkpoints, roles
     #[arg(long)]
     transcript: bool,
+    /// Answer lines of text here, for `nc`: <client, server, number, body, request> [default: nowhere]
+    #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket, help_heading = ADDRESSES)]
+    text_listen: Option<SocketAddr>,
     /// The global fault detector, such as 127.0.0.1:8101: the cluster's status shows its view [default: as a local
     /// detector says]
     #[arg(long, value_name = "HOST:PORT", help_heading = ADDRESSES)]
@@ -187,6 +192,7 @@ impl ServerFlags {
                 .transpose()?,
             incarnation: self.incarnation.unwrap_or_default(),
             transcript: Transcript { on: self.transcript },
+            text_listen: config.pick("text-listen", self.text_listen, addresses::socket)?,
         })
     }
 }

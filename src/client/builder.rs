@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::group::Duplicates;
+use super::hooks::Hooks;
 use super::session::{SessionMode, Sessions};
 use super::transport::Transport;
 use super::{Client, Inner, servers};
@@ -40,6 +42,7 @@ pub struct ClientBuilder {
     attempt_timeout: Duration,
     session: SessionMode,
     session_ttl: Duration,
+    hooks: Option<Arc<dyn Hooks>>,
 }
 
 impl Default for ClientBuilder {
@@ -50,6 +53,7 @@ impl Default for ClientBuilder {
             attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
             session: SessionMode::default(),
             session_ttl: DEFAULT_SESSION_TTL,
+            hooks: None,
         }
     }
 }
@@ -90,6 +94,12 @@ impl ClientBuilder {
         self
     }
 
+    /// Whom to tell of commands that go out and replies that come (nobody).
+    pub fn hooks(mut self, hooks: impl Hooks + 'static) -> Self {
+        self.hooks = Some(Arc::new(hooks));
+        self
+    }
+
     /// Builds the client. Nothing is connected before the first request.
     pub fn build(self) -> Result<Client, BuildError> {
         let mut urls = Vec::with_capacity(self.servers.len());
@@ -104,10 +114,12 @@ impl ClientBuilder {
         }
         Ok(Client {
             inner: Arc::new(Inner {
-                transport: Arc::new(Transport::new(urls, self.attempt_timeout)?),
+                transport: Arc::new(Transport::new(urls, self.attempt_timeout, self.hooks)?),
                 sessions: Sessions::new(self.session, self.session_ttl),
+                duplicates: Duplicates::default(),
             }),
             timeout: self.timeout,
+            group: None,
         })
     }
 }

@@ -218,9 +218,17 @@ impl Client {
     }
 }
 
-/// The fields of the status that lead to the primary.
-#[derive(Deserialize)]
-struct WhereIsPrimary {
+/// Who is where, from the body of `GET /v1/cluster`.
+#[derive(Debug, Default)]
+pub(crate) struct Whereabouts {
+    /// The primary's address.
+    pub(crate) primary: Option<Url>,
+    /// Every server's address and name.
+    pub(crate) names: Vec<(Url, String)>,
+}
+
+#[derive(Default, Deserialize)]
+struct Addresses {
     primary: Option<String>,
     #[serde(default)]
     servers: Vec<Address>,
@@ -232,10 +240,13 @@ struct Address {
     url: Option<String>,
 }
 
-/// The primary's address, from the body of `GET /v1/cluster`.
-pub(crate) fn primary_url(body: &[u8]) -> Option<Url> {
-    let WhereIsPrimary { primary, servers } = serde_json::from_slice(body).ok()?;
-    let primary = primary?;
-    let url = servers.into_iter().find(|server| server.name == primary)?.url?;
-    servers::parse(&url).ok()
+impl Whereabouts {
+    pub(crate) fn read(body: &[u8]) -> Self {
+        let Addresses { primary, servers } = serde_json::from_slice(body).unwrap_or_default();
+        let found =
+            servers.into_iter().filter_map(|Address { name, url }| Some((servers::parse(&url?).ok()?, name)));
+        let names: Vec<(Url, String)> = found.collect();
+        let primary = names.iter().find(|(_, name)| Some(name) == primary.as_ref());
+        Self { primary: primary.map(|(url, _)| url.clone()), names }
+    }
 }

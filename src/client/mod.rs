@@ -26,6 +26,8 @@
 mod builder;
 mod cluster;
 mod error;
+mod group;
+mod hooks;
 mod problem;
 mod retry;
 mod servers;
@@ -52,6 +54,8 @@ use tokio::time::Instant;
 pub use builder::{BuildError, ClientBuilder, DEFAULT_SERVERS, DEFAULT_SESSION_TTL, DEFAULT_TIMEOUT};
 pub use cluster::{ClusterStatus, LogPage, LoggedDelta, Membership, MembershipChange, ServerStatus};
 pub use error::{Error, Failure, Refused, TRIED_KEPT, Tried};
+pub use group::Group;
+pub use hooks::{Call, Hooks};
 pub use services::{
     Counter, CounterReply, CounterRow, CounterRows, CounterValue, ListQuery, Register, RegisterReply,
     RegisterRow, RegisterRows, RegisterText,
@@ -61,6 +65,7 @@ pub use watch::{Event, Position, Watch};
 
 use error::History;
 pub(crate) use error::PEER_PORT;
+use group::Duplicates;
 pub(crate) use problem::Problem;
 pub(crate) use servers::parse as parse_server;
 use session::{Sessions, Ticket};
@@ -74,12 +79,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub struct Client {
     inner: Arc<Inner>,
     timeout: Duration,
+    group: Option<Group>,
 }
 
 #[derive(Debug)]
 struct Inner {
     transport: Arc<Transport>,
     sessions: Sessions,
+    duplicates: Duplicates,
 }
 
 /// A reply, and how it came.
@@ -144,7 +151,29 @@ impl Client {
     /// The same client, with another time limit for the requests that are made through this handle.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { inner: Arc::clone(&self.inner), timeout }
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The same client, whose commands through this handle go to every server at once. One that dies, or hangs, holds none
+    /// of them up. They need a session: without one they would be applied several times, and so are refused here.
+    #[must_use]
+    pub fn group(&self, group: Group) -> Self {
+        Self { group: Some(group), ..self.clone() }
+    }
+
+    /// How many replies to commands of [`Client::group`] came when nobody waited for them any more.
+    pub fn duplicates(&self) -> u64 {
+        self.inner.duplicates.count()
+    }
+
+    /// Waits until no duplicates are to come any more, a second at most.
+    pub async fn settle_duplicates(&self) {
+        self.inner.duplicates.settle().await;
+    }
+
+    /// The name of the session that a later client can go on with.
+    pub fn session_name(&self) -> Option<&str> {
+        self.inner.sessions.name()
     }
 
     /// Sends a command to a service, once and only once in effect.
@@ -205,20 +234,22 @@ impl Client {
         self.inner.sessions.close(&self.inner.transport, self.deadline()).await
     }
 
-    /// Does this client work in a session that a later client can go on with?
-    pub fn has_named_session(&self) -> bool {
-        self.inner.sessions.is_named()
-    }
-
     fn deadline(&self) -> Instant {
         Instant::now() + self.timeout
     }
 
-    async fn send(&self, path: Vec<&str>, body: Bytes, count: u32) -> Result<(Option<Ticket>, Answer)> {
+    async fn send(&self, path: Vec<&str>, body: Bytes, count: u32) -> Result<(Option<Arc<Ticket>>, Answer)> {
         let deadline = self.deadline();
-        let ticket = self.inner.sessions.ticket(&self.inner.transport, count, deadline).await?;
+        let ticket = self.inner.sessions.ticket(&self.inner.transport, count, deadline).await?.map(Arc::new);
+        if let Some(group) = self.group {
+            let Some(ticket) = ticket else {
+                return Err(bad_request("a command to a group of servers needs a session".to_owned()));
+            };
+            let answer = group::call(&self.inner, group, path, body, &ticket, deadline).await?;
+            return Ok((Some(ticket), answer));
+        }
         let repeat = if ticket.is_some() { Repeat::Harmless } else { Repeat::Harmful };
-        let request = Request { ticket: ticket.as_ref(), ..Request::post(path, body, repeat) };
+        let request = Request { ticket: ticket.as_deref(), ..Request::post(path, body, repeat) };
         let answer = self.inner.transport.call(&request, deadline).await?;
         Ok((ticket, answer))
     }

@@ -40,11 +40,16 @@ pub(super) struct Retries<'a> {
 }
 
 impl<'a> Retries<'a> {
-    pub(super) fn new(transport: &'a Transport, request: &Request<'_>, deadline: Instant) -> Self {
+    pub(super) fn new(
+        transport: &'a Transport,
+        request: &Request<'_>,
+        deadline: Instant,
+        route: Route,
+    ) -> Self {
         Self {
             transport,
             repeat: request.repeat,
-            route: transport.servers.route(),
+            route,
             history: History::default(),
             deadline,
             last_start: last_start(request, deadline, transport.attempt_timeout),

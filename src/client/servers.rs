@@ -17,12 +17,14 @@ pub(crate) struct Servers {
 struct Known {
     urls: Vec<Url>,
     preferred: usize,
+    /// The servers' names, as the cluster told them.
+    names: Vec<(Url, String)>,
 }
 
 impl Servers {
     pub(crate) fn new(urls: Vec<Url>) -> Self {
         debug_assert!(!urls.is_empty(), "the builder refuses an empty list");
-        Self { known: Mutex::new(Known { urls, preferred: 0 }) }
+        Self { known: Mutex::new(Known { urls, preferred: 0, names: Vec::new() }) }
     }
 
     /// A route for one request: it starts at the preferred server and then goes round.
@@ -30,7 +32,24 @@ impl Servers {
         let known = self.lock();
         let mut urls = known.urls.clone();
         urls.rotate_left(known.preferred);
-        Route { urls, at: 0, hints: 0 }
+        Route { urls, at: 0, hints: 0, pinned: false }
+    }
+
+    /// All that are known.
+    pub(crate) fn all(&self) -> Vec<Url> {
+        self.lock().urls.clone()
+    }
+
+    /// Notes what the servers are called.
+    pub(crate) fn note_names(&self, names: Vec<(Url, String)>) {
+        self.lock().names = names;
+    }
+
+    /// What the server at this address is called; the address itself if that is not known.
+    pub(crate) fn name_of(&self, url: &str) -> String {
+        let known = self.lock();
+        let found = known.names.iter().find(|(known, _)| name(known) == url);
+        found.map_or_else(|| url.to_owned(), |(_, name)| name.clone())
     }
 
     /// This server answered, or is known to be the primary: ask it first from now on.
@@ -66,6 +85,8 @@ pub(crate) struct Route {
     urls: Vec<Url>,
     at: usize,
     hints: u32,
+    /// There is nowhere else to go.
+    pinned: bool,
 }
 
 /// How many hints one request follows at once; later ones wait like any other retry, so that two servers that
@@ -73,6 +94,11 @@ pub(crate) struct Route {
 const HINTS_AT_ONCE: u32 = 3;
 
 impl Route {
+    /// A route that stays where it is.
+    pub(crate) fn only(url: Url) -> Self {
+        Self { urls: vec![url], at: 0, hints: 0, pinned: true }
+    }
+
     pub(crate) fn current(&self) -> &Url {
         &self.urls[self.at]
     }
@@ -91,6 +117,9 @@ impl Route {
             self.next();
             return false;
         };
+        if self.pinned {
+            return false;
+        }
         if self.current() == &url {
             self.next();
             return false;

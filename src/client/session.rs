@@ -19,8 +19,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
-use super::cluster::primary_url;
+use super::cluster::Whereabouts;
 use super::error::{Error, History};
+use super::hooks::Call;
 use super::transport::{Repeat, Request, Transport};
 
 /// How many numbers one session has in flight at most.
@@ -55,8 +56,11 @@ impl Sessions {
         Self { mode, ttl, current: tokio::sync::Mutex::new(None) }
     }
 
-    pub(crate) fn is_named(&self) -> bool {
-        matches!(self.mode, SessionMode::Named(_))
+    pub(crate) fn name(&self) -> Option<&str> {
+        match &self.mode {
+            SessionMode::Named(name) => Some(name),
+            SessionMode::Anonymous | SessionMode::Off => None,
+        }
     }
 
     /// The next `count` numbers, or none when the client works without a session. An error here comes before the
@@ -82,7 +86,7 @@ impl Sessions {
             }
             permits.forget();
             let first = session.take(count);
-            return Ok(Some(Ticket { session, first, count }));
+            return Ok(Some(Ticket { session, first, count, settled: AtomicBool::new(false) }));
         }
     }
 
@@ -231,6 +235,7 @@ pub(crate) struct Ticket {
     session: Arc<Session>,
     first: u64,
     count: u32,
+    settled: AtomicBool,
 }
 
 impl Ticket {
@@ -246,6 +251,18 @@ impl Ticket {
         self.session.numbers().acked
     }
 
+    /// This command on its way to a server.
+    pub(crate) fn call_to(&self, server: String) -> Call {
+        Call { session: self.session.id, sequence: self.first, server }
+    }
+
+    /// Nobody waits for its reply any more.
+    pub(crate) fn settle(&self) {
+        if !self.settled.swap(true, Ordering::AcqRel) {
+            self.session.settle(self.first, self.count);
+        }
+    }
+
     /// The cluster does not know this session any more: the next request opens another.
     pub(crate) fn session_lost(&self) {
         self.session.lost.store(true, Ordering::Release);
@@ -254,7 +271,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.session.settle(self.first, self.count);
+        self.settle();
     }
 }
 
@@ -305,7 +322,9 @@ async fn discover(transport: &Transport, deadline: Instant) {
     let Ok(answer) = transport.call(&request, deadline).await else {
         return;
     };
-    if let Some(primary) = primary_url(&answer.body) {
+    let Whereabouts { primary, names } = Whereabouts::read(&answer.body);
+    transport.servers.note_names(names);
+    if let Some(primary) = primary {
         transport.servers.prefer(&primary);
     }
 }

@@ -4,6 +4,7 @@
 //! session and sequence, or when it changes nothing. Everything else ends in "outcome unknown" at once.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -13,9 +14,10 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
+use super::hooks::{Call, Hooks};
 use super::problem::{Verdict, judge};
 use super::retry::Retries;
-use super::servers::{self, Servers};
+use super::servers::{self, Route, Servers};
 use super::session::Ticket;
 
 /// How many connections a client has in use at the same time; what is more waits its turn.
@@ -104,6 +106,7 @@ pub(crate) struct Transport {
     pub(super) attempt_timeout: Duration,
     /// Told when a request had to leave its first server, so that the primary is looked up again.
     pub(crate) moved: Notify,
+    hooks: Option<Arc<dyn Hooks>>,
 }
 
 /// What became of one attempt.
@@ -136,7 +139,11 @@ impl Attempt {
 }
 
 impl Transport {
-    pub(crate) fn new(urls: Vec<Url>, attempt_timeout: Duration) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(
+        urls: Vec<Url>,
+        attempt_timeout: Duration,
+        hooks: Option<Arc<dyn Hooks>>,
+    ) -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             // Where to connect is said by flags, `QUORATE_*` and the file alone.
             .no_proxy()
@@ -152,17 +159,35 @@ impl Transport {
             connections: Semaphore::new(CONNECTIONS_MAX),
             attempt_timeout,
             moved: Notify::new(),
+            hooks,
         })
     }
 
     /// Sends a request until it is answered, refused, or its deadline has passed.
     pub(crate) async fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Answer, Error> {
-        let mut retries = Retries::new(self, request, deadline);
+        let answer = self.call_on(request, deadline, self.servers.route()).await?;
+        if let Some(ticket) = request.ticket {
+            self.tell_of(ticket, &answer.server, |hooks, call| hooks.after_reply(call));
+        }
+        Ok(answer)
+    }
+
+    /// The same, to the servers of a route.
+    pub(crate) async fn call_on(
+        &self,
+        request: &Request<'_>,
+        deadline: Instant,
+        route: Route,
+    ) -> Result<Answer, Error> {
+        let mut retries = Retries::new(self, request, deadline, route);
         let Ok(Ok(_connection)) = timeout_at(deadline, self.connections.acquire()).await else {
             return Err(retries.give_up("no connection was free before the deadline".to_owned()));
         };
         loop {
             let server = retries.route.current().clone();
+            if let Some(ticket) = request.ticket {
+                self.tell_of(ticket, &servers::name(&server), |hooks, call| hooks.before_call(call));
+            }
             match self.attempt(request, &server, retries.attempt_deadline()).await {
                 Attempt::Reply(body) => {
                     if retries.history.attempts() > 0 {
@@ -192,6 +217,13 @@ impl Transport {
                     retries.broken(&server, cause, sent, timed_out).await?;
                 }
             }
+        }
+    }
+
+    /// Tells the hooks, if there are any, of a command on its way to or from a server.
+    pub(crate) fn tell_of(&self, ticket: &Ticket, server: &str, tell: impl FnOnce(&dyn Hooks, &Call)) {
+        if let Some(hooks) = &self.hooks {
+            tell(&**hooks, &ticket.call_to(self.servers.name_of(server)));
         }
     }
 

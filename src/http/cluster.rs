@@ -121,6 +121,7 @@ pub(super) async fn cluster(State(app): Shared) -> Answer {
     let servers = status.members.iter().map(|member| {
         let mut shown = server(member, leader, head);
         shown["voter"] = json!(member.voter);
+        shown["heard"] = json!(primary.map(|primary| primary.heard.contains(&member.node_id)));
         shown["silent_ms"] = json!(primary.and_then(|primary| primary.silent_ms.get(&member.node_id)));
         shown
     });

@@ -8,6 +8,7 @@ use quorate_storage::delta::{Command, DeltaResult, MAX_DELTAS_PER_ENTRY, Outcome
 use quorate_storage::service::{BadRequest, EncodedCommands, ErasedService};
 use serde::de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
@@ -15,12 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::problem::Problem;
+
 use super::{Answer, App, Shared, deadline, json, primary, serves};
 
 /// A batch's body above this is parsed, and answered, on another thread.
 const LARGE: usize = 16 << 10;
 /// What every JSON reader holds exactly. And there is always a next one.
-const MAX_SEQUENCE: u64 = (1 << 53) - 1;
+pub(crate) const MAX_SEQUENCE: u64 = (1 << 53) - 1;
 
 /// What a request says of its session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -106,7 +108,32 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
     }
     let mut reply = Vec::with_capacity(96);
     push_reply(&**service, &outcome, &mut reply)?;
+    if app.said.transcript.on {
+        tell(app, session, name, &fields, &reply);
+    }
     Ok(json(reply))
+}
+
+/// Tells in the transcript what a command did.
+fn tell(app: &App, session: SessionHeaders, command: &str, fields: &Bytes, reply: &[u8]) {
+    let name = app.node.state().read(|machine| machine.session_name(session.session));
+    let client = match name {
+        Ok(Ok(Some(name))) => name,
+        _ => session.session.to_string(),
+    };
+    let (own, number) = (app.node.name(), session.sequence);
+    let reply = serde_json::from_slice(reply).unwrap_or_default();
+    app.said.transcript.processed(own, &reply, || {
+        let fields: Value = serde_json::from_slice(fields).unwrap_or_default();
+        // The one that says what is done, when that is all.
+        let rest = fields.as_object().and_then(|fields| match fields.iter().collect::<Vec<_>>()[..] {
+            [(_, only)] => Some(only.clone()),
+            _ => None,
+        });
+        let rest = rest.unwrap_or(fields);
+        let rest = rest.as_str().map_or_else(|| rest.to_string(), str::to_owned);
+        format!("<{client}, {own}, {number}, {command} {rest}, request>")
+    });
 }
 
 /// `POST /v1/batch`

@@ -32,7 +32,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch as watch_channel};
 
 use self::body::Bodies;
-use self::problem::Problem;
+pub(crate) use self::connections::accept;
+pub(crate) use self::gateway::MAX_SEQUENCE;
+pub(crate) use self::problem::Problem;
 use self::view::ViewSource;
 use crate::detectors::{Beat, INCARNATION_HEADER, NAME_HEADER, PID_HEADER};
 use crate::transcript::Transcript;

@@ -26,7 +26,7 @@ pub(super) async fn unify(response: Response) -> Response {
 
 /// An error response. Boxed: it is rare, and every handler's result would be as large.
 #[derive(Debug, Clone)]
-pub(super) struct Problem(Box<Parts>);
+pub(crate) struct Problem(Box<Parts>);
 
 #[derive(Debug, Clone, Serialize)]
 struct Parts {
@@ -98,7 +98,7 @@ impl Problem {
     }
 
     /// What a delta's result says to the client that sent it; `None` for a reply.
-    pub(super) fn of_result(result: &DeltaResult) -> Option<Self> {
+    pub(crate) fn of_result(result: &DeltaResult) -> Option<Self> {
         let unknown = |status, code, detail: &str| Some(Self::new(status, code, detail).unknown());
         match result {
             DeltaResult::Reply(_) => None,
@@ -129,6 +129,11 @@ impl Problem {
             }
             DeltaResult::Unsupported(detail) => Some(Self::new(404, "unknown_service", detail.clone())),
         }
+    }
+
+    /// The cause, and what to do.
+    pub(crate) fn detail(&self) -> String {
+        self.0.detail.clone()
     }
 
     /// The JSON object alone, for a batch.

@@ -1,6 +1,7 @@
 //! Carrying decisions out, over HTTP: one change of the membership through its primary, launches through the local
 //! detectors.
 
+use std::fmt;
 use std::time::Duration;
 
 use quorate_cluster::policy::{Change, Down, Seen};
@@ -45,12 +46,9 @@ impl Act {
         Self { url: format!("{}/v1/cluster/{path}", leader.url), body }
     }
 
-    /// Gives `what` back, or why it was not done.
-    pub(super) async fn carry_out(self, client: reqwest::Client, what: String) -> Result<String, String> {
-        match post(&client, &self.url, &self.body, CHANGE_LIMIT).await {
-            Ok(()) => Ok(what),
-            Err(error) => Err(format!("{what}: {error}")),
-        }
+    /// Has the primary make it.
+    pub(super) async fn carry_out(self, client: reqwest::Client) -> Result<(), Failed> {
+        post(&client, &self.url, &self.body, CHANGE_LIMIT).await
     }
 }
 
@@ -60,42 +58,69 @@ pub(super) async fn set(
     leader: &Server,
     name: &str,
     value: &str,
-) -> Result<(), String> {
+) -> Result<(), Failed> {
     let url = format!("{}/v1/cluster/settings", leader.url);
     post(client, &url, &json!({ name: value }), LAUNCH_LIMIT).await
 }
 
 /// Has a server launched by its detector, if it has not been meanwhile.
-pub(super) async fn launch(client: reqwest::Client, lfd: String, down: Down) {
+pub(super) async fn launch(client: reqwest::Client, lfd: String, down: Down, first: bool) {
     let body = json!({ "after": down.incarnation });
     if let Err(error) = post(&client, &format!("{lfd}/v1/launch"), &body, LAUNCH_LIMIT).await {
-        tracing::warn!(server = down.name, lfd, error, "the server cannot be launched");
+        // It is asked for again and again.
+        if first {
+            tracing::warn!(server = down.name, lfd, %error, "the server cannot be launched; it is tried on");
+        }
     }
 }
 
 /// What a server says of a request that it refuses.
 #[derive(Deserialize)]
 struct Problem {
+    code: String,
     detail: String,
     outcome: String,
 }
 
-async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration) -> Result<(), String> {
+/// Why something was not done, or may not have been.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failed {
+    why: String,
+    /// It was decided on what is not so any more: a new look may decide the same, and succeed.
+    pub(super) outdated: bool,
+}
+
+impl Failed {
+    pub(super) fn new(why: String) -> Self {
+        Self { why, outdated: false }
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration) -> Result<(), Failed> {
     let answer = match client.post(url).json(body).timeout(limit).send().await {
         Ok(answer) => answer,
-        Err(error) if error.is_connect() => return Err(format!("not done: {}", chain(&error))),
-        Err(error) => return Err(format!("unknown whether it was done: {}", chain(&error))),
+        Err(error) if error.is_connect() => return Err(Failed::new(format!("not done: {}", chain(&error)))),
+        Err(error) => return Err(Failed::new(format!("unknown whether it was done: {}", chain(&error)))),
     };
     let status = answer.status();
     if status.is_success() {
         return Ok(());
     }
     let text = answer.text().await.unwrap_or_default();
-    Err(match serde_json::from_str::<Problem>(&text) {
-        Ok(Problem { detail, outcome }) if outcome == "not_applied" => format!("not done: {detail}"),
+    let problem = serde_json::from_str::<Problem>(&text);
+    let outdated = problem.as_ref().is_ok_and(|problem| problem.code == "changed");
+    let why = match problem {
+        Ok(Problem { detail, outcome, .. }) if outcome == "not_applied" => format!("not done: {detail}"),
         Ok(Problem { detail, .. }) => format!("unknown whether it was done: {detail}"),
         // A detector says it in plain text.
         Err(_) if status.is_client_error() => format!("not done: {status}: {}", text.trim()),
         Err(_) => format!("unknown whether it was done: {status}: {}", text.trim()),
-    })
+    };
+    Err(Failed { why, outdated })
 }

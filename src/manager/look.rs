@@ -5,10 +5,11 @@ use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use futures_util::future::join_all;
 use quorate_cluster::detect::accrual::Health;
 use quorate_cluster::detect::view::View;
 use quorate_cluster::node::CAUGHT_UP;
-use quorate_cluster::policy::{Down, Lasting, Look, Member, Observer, Seen};
+use quorate_cluster::policy::{Change, Down, Lasting, Look, Member, Observer, Seen};
 use quorate_storage::machine::Settings;
 use reqwest::Url;
 use serde::Deserialize;
@@ -20,10 +21,10 @@ use crate::detectors::chain;
 
 /// For one server's answer: it asks all others first, half a second each.
 const ASK: Duration = Duration::from_secs(2);
+/// For the primary's, before the others are asked as well.
+const ASK_PRIMARY: Duration = Duration::from_millis(800);
 /// Before the global detector is asked again.
 const PAUSE: Duration = Duration::from_millis(250);
-/// A primary that has not heard of a member for so long has lost contact.
-const SILENT_MS: u64 = 1_000;
 
 /// Of `GET /v1/cluster`, what is decided on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -51,7 +52,8 @@ pub(super) struct Server {
     voter: bool,
     pub(super) ready: bool,
     lag: Option<u64>,
-    silent_ms: Option<u64>,
+    /// The primary hears of it.
+    heard: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -100,30 +102,37 @@ impl Cluster {
     }
 }
 
-/// Asks the servers one by one until one knows the primary, which is asked first the next time: others may be behind.
-pub(super) async fn cluster(client: &reqwest::Client, urls: &mut Vec<String>) -> Option<Cluster> {
-    let mut second_best = None;
-    for place in 0..urls.len() {
-        match ask(client, &urls[place]).await {
-            Ok(cluster) if cluster.primary.is_some() => {
-                if let Some(leader) = cluster.leader() {
-                    urls.retain(|url| *url != leader.url);
-                    urls.insert(0, leader.url.clone());
-                }
-                return Some(cluster);
-            }
-            Ok(cluster) => second_best = second_best.or(Some(cluster)),
-            Err(error) => {
-                tracing::debug!(%error, url = urls[place], "a server does not tell how the cluster is")
-            }
-        }
+/// Asks the server that was the primary last, and all others when it does not say who is. Of several answers the one of the
+/// latest term counts: others may be behind. Answers of another cluster, `ours` if it is known, do not count.
+pub(super) async fn cluster(
+    client: &reqwest::Client,
+    urls: &mut Vec<String>,
+    ours: Option<&str>,
+) -> Option<Cluster> {
+    let known = |cluster: &Cluster| ours.is_none_or(|ours| cluster.cluster_id == ours);
+    let mut best = match urls.first() {
+        Some(first) => timeout(ASK_PRIMARY, ask(client, first)).await.ok().flatten().filter(known),
+        None => None,
+    };
+    if best.as_ref().is_none_or(|cluster| cluster.leader().is_none()) {
+        let answers = join_all(urls.iter().map(|url| ask(client, url))).await;
+        let answers = answers.into_iter().flatten().filter(known);
+        best = answers.chain(best).max_by_key(|cluster| (cluster.leader().is_some(), cluster.term));
     }
-    second_best
+    if let Some(leader) = best.as_ref().and_then(Cluster::leader) {
+        urls.retain(|url| *url != leader.url);
+        urls.insert(0, leader.url.clone());
+    }
+    best
 }
 
-async fn ask(client: &reqwest::Client, url: &str) -> reqwest::Result<Cluster> {
-    let answer = client.get(format!("{url}/v1/cluster")).timeout(ASK).send().await?.error_for_status()?;
-    answer.json::<Body>().await.map(Cluster::from)
+async fn ask(client: &reqwest::Client, url: &str) -> Option<Cluster> {
+    let answer = async {
+        let answer = client.get(format!("{url}/v1/cluster")).timeout(ASK).send().await?.error_for_status()?;
+        answer.json::<Body>().await.map(Cluster::from)
+    };
+    let answer: reqwest::Result<Cluster> = answer.await;
+    answer.inspect_err(|error| tracing::debug!(%error, url, "a server does not tell how the cluster is")).ok()
 }
 
 /// Follows the view for ever; `None` while it cannot be had.
@@ -169,6 +178,7 @@ pub(super) fn seen(
     view: Option<&View>,
     settings: Option<&Settings>,
     observer: &mut Observer,
+    refused: Vec<(Change, String)>,
     now: Instant,
 ) -> Seen {
     let dead = |name: &str| {
@@ -177,8 +187,7 @@ pub(super) fn seen(
     let primary = cluster.and_then(Cluster::leader).map(|leader| leader.node_id);
     let servers = || cluster.into_iter().flat_map(|cluster| &cluster.servers);
     let looks = servers().map(|server| {
-        // A primary that knows no more of a member than that it is one has not heard of it either.
-        let heard = Some(server.node_id) == primary || server.silent_ms.is_some_and(|ms| ms < SILENT_MS);
+        let heard = server.heard == Some(true);
         let steady = server.ready && server.lag.is_some_and(|lag| lag <= CAUGHT_UP);
         let look = Look { view_dead: dead(&server.name), silent: primary.is_some() && !heard, steady };
         (server.node_id, look)
@@ -205,5 +214,6 @@ pub(super) fn seen(
         members,
         down: down.collect(),
         strays: cluster.map(|cluster| cluster.strays.clone()).unwrap_or_default(),
+        refused,
     }
 }

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quorate_cluster::detect::view::View;
-use quorate_cluster::policy::{Down, Observer, Plan, Seen, plan};
+use quorate_cluster::policy::{Change, Down, Observer, Plan, Seen, plan};
 use quorate_storage::machine::Settings;
 use reqwest::Url;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::act::Act;
+use self::act::{Act, Failed};
 use self::http::Shown;
 use self::look::{Cluster, Server};
 use crate::detectors::{DetectorError, listen, terminated, web};
@@ -30,6 +30,8 @@ use crate::transcript::Transcript;
 const NAME: &str = "RM";
 /// From one look to the next, at most: a change of the view is looked at, at once.
 const LOOK: Duration = Duration::from_millis(500);
+/// What was refused is not asked for again before.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// A launch that has not shown in the view for so long is asked for again.
 const LAUNCH_AGAIN: Duration = Duration::from_secs(2);
 
@@ -56,13 +58,24 @@ struct Manager {
     settings: Option<Settings>,
     /// Where servers were seen, the primary first.
     urls: Vec<String>,
+    /// The cluster's id, once it is known.
+    cluster_id: Option<String>,
     /// The change under way.
-    doing: Option<JoinHandle<Result<String, String>>>,
+    doing: Option<Doing>,
+    /// Changes that were refused, when and why.
+    refused: Vec<(Instant, Change, String)>,
     /// Launches that were asked for.
     asked: BTreeMap<String, (u64, Instant)>,
     shown: watch::Sender<Shown>,
     printed: Option<Vec<String>>,
     ready: BTreeSet<String>,
+}
+
+/// A change under way.
+struct Doing {
+    change: Change,
+    what: String,
+    task: JoinHandle<Result<(), Failed>>,
 }
 
 /// Runs a replication manager until SIGTERM or SIGINT.
@@ -83,7 +96,9 @@ pub async fn run(args: RmArgs) -> Result<(), DetectorError> {
         observer: Observer::default(),
         settings: None,
         urls: Vec::new(),
+        cluster_id: None,
         doing: None,
+        refused: Vec::new(),
         asked: BTreeMap::new(),
         shown,
         printed: None,
@@ -123,12 +138,15 @@ impl Manager {
                 self.urls.push(member.url.clone());
             }
         }
-        let cluster = look::cluster(&self.client, &mut self.urls).await;
+        let cluster = look::cluster(&self.client, &mut self.urls, self.cluster_id.as_deref()).await;
         if let Some(cluster) = &cluster {
             self.settings = Some(cluster.settings.clone());
+            self.cluster_id.get_or_insert_with(|| cluster.cluster_id.clone());
         }
+        self.refused.retain(|(at, ..)| at.elapsed() < REFUSED_FOR);
+        let refused = self.refused.iter().map(|(_, change, why)| (change.clone(), why.clone())).collect();
         let settings = self.settings.as_ref();
-        let seen = look::seen(cluster.as_ref(), view, settings, &mut self.observer, Instant::now());
+        let seen = look::seen(cluster.as_ref(), view, settings, &mut self.observer, refused, Instant::now());
         let plan = plan(&seen);
         self.print(&seen, view);
         self.show(cluster.as_ref(), view, &seen, &plan);
@@ -148,19 +166,25 @@ impl Manager {
                            view = view.map(|view| view.revision), "changing the membership");
             self.shown.send_modify(|shown| shown.doing = Some(what.clone()));
             let act = Act::new(change, &seen, cluster, leader);
-            self.doing = Some(tokio::spawn(act.carry_out(self.client.clone(), what)));
+            let task = tokio::spawn(act.carry_out(self.client.clone()));
+            self.doing = Some(Doing { change: change.clone(), what, task });
         }
     }
 
-    fn finished(&mut self, result: Result<String, String>) {
-        self.doing = None;
-        match &result {
-            Ok(what) => tracing::info!(what, "done"),
-            Err(why) => tracing::warn!(why, "not done; it is decided anew"),
-        }
+    fn finished(&mut self, result: Result<(), Failed>) {
+        let Some(Doing { change, what, .. }) = self.doing.take() else { return };
         let last = match result {
-            Ok(what) => format!("done: {what}"),
-            Err(why) => why,
+            Ok(()) => {
+                tracing::info!(what, "done");
+                format!("done: {what}")
+            }
+            Err(why) => {
+                tracing::warn!(what, %why, "it is decided anew");
+                if !why.outdated {
+                    self.refused.push((Instant::now(), change, why.to_string()));
+                }
+                format!("{what}: {why}")
+            }
         };
         self.shown.send_modify(|shown| (shown.doing, shown.last) = (None, Some(last)));
     }
@@ -169,7 +193,7 @@ impl Manager {
     async fn set_mode(&mut self, leader: &Server) {
         let Some(mode) = self.args.mode.take() else { return };
         if let Err(error) = act::set(&self.client, leader, "mode", &mode).await {
-            tracing::warn!(error, mode, "the mode cannot be set; it is tried again");
+            tracing::warn!(%error, mode, "the mode cannot be set; it is tried again");
             self.args.mode = Some(mode);
         }
     }
@@ -192,7 +216,7 @@ impl Manager {
             if first {
                 tracing::info!(server = down.name, after = down.incarnation, lfd = member.lfd, "launching");
             }
-            tokio::spawn(act::launch(self.client.clone(), member.lfd_url.clone(), down.clone()));
+            tokio::spawn(act::launch(self.client.clone(), member.lfd_url.clone(), down.clone(), first));
         }
     }
 
@@ -227,9 +251,12 @@ impl Manager {
     }
 }
 
-async fn done(doing: &mut Option<JoinHandle<Result<String, String>>>) -> Result<String, String> {
+async fn done(doing: &mut Option<Doing>) -> Result<(), Failed> {
     match doing {
-        Some(task) => task.await.unwrap_or_else(|error| Err(format!("it broke off: {error}"))),
+        Some(doing) => {
+            let broke = |error| Err(Failed::new(format!("it broke off: {error}")));
+            (&mut doing.task).await.unwrap_or_else(broke)
+        }
         None => std::future::pending().await,
     }
 }

@@ -274,7 +274,16 @@ impl Inner {
         self.leave_leadership(&BTreeSet::from([old])).await?;
         // A witness is to follow on.
         let stays = members.get(&old).is_some_and(|info| info.witness);
-        self.submit(ChangeMembers::ReplaceAllVoters(voters), stays, Some(seen)).await.map(drop)
+        self.submit(ChangeMembers::ReplaceAllVoters(voters), stays, Some(seen)).await?;
+        self.part_from(members);
+        Ok(())
+    }
+
+    /// After a change: forgets, and tells, those of the members `before` it that are none any more.
+    fn part_from(&self, before: BTreeMap<NodeId, NodeInfo>) {
+        let members = self.members();
+        self.lanes.retain(|id| members.contains_key(id));
+        self.tell_removed(before.into_iter().filter(|(id, _)| !members.contains_key(id)));
     }
 
     pub(super) fn members_reply(&self) -> MembersReply {
@@ -354,9 +363,7 @@ impl Inner {
             let removed = self.submit(ChangeMembers::RemoveNodes(learners), false, Some(seen)).await;
             removed.map_err(|e| if voted { e.after_a_part() } else { e })?;
         }
-        let members = self.members();
-        self.lanes.retain(|id| members.contains_key(id));
-        self.tell_removed(before_it.into_iter().filter(|(id, _)| named.contains(id)));
+        self.part_from(before_it);
         Ok(())
     }
 

@@ -97,6 +97,21 @@ impl Node {
         self.inner.is_leader()
     }
 
+    /// Whether the primary alone serves clients.
+    pub fn is_passive(&self) -> bool {
+        self.inner.passive.load(Ordering::Relaxed)
+    }
+
+    /// Whether this server is a witness.
+    pub fn is_witness(&self) -> bool {
+        self.inner.info.witness
+    }
+
+    /// The names of all members.
+    pub fn member_names(&self) -> Vec<String> {
+        self.inner.members().into_values().map(|info| info.name).collect()
+    }
+
     /// Whether this server votes.
     pub fn is_voter(&self) -> bool {
         self.inner.voters().contains(&self.inner.id)
@@ -208,7 +223,13 @@ impl Inner {
             .map_err(|e| self.broken(&e))?;
         // Before the guard below: a second one while a writer waits would deadlock.
         let (ready, leader) = (self.check_ready().is_ok(), self.working_leader());
-        let strays = if self.is_leader() { self.strays.names() } else { Vec::new() };
+        let (strays, heard_of) = match self.is_leader() {
+            true => {
+                let heard = self.members().into_keys().filter(|id| self.alive(*id));
+                (self.strays.names(), heard.collect())
+            }
+            false => Default::default(),
+        };
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let heard = metrics.heartbeat.clone().unwrap_or_default();
@@ -235,6 +256,7 @@ impl Inner {
                 .into_iter()
                 .map(|(id, at)| (id, at.map(|at| at.elapsed().as_millis() as u64)))
                 .collect(),
+            heard: heard_of,
             strays,
             checkpoints: self.state.checkpoints().borrow().clone(),
             differs_at: self.differs(),

@@ -161,6 +161,7 @@ impl World {
             down: Vec::<Down>::new(),
             // In this model a name is a node.
             strays: strays.map(|id| id.to_string()).collect(),
+            refused: Vec::new(),
         }
     }
 

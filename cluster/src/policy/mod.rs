@@ -67,6 +67,8 @@ pub struct Seen {
     pub down: Vec<Down>,
     /// Servers that were removed and still run: they ask the primary what has become of them.
     pub strays: Vec<String>,
+    /// Changes that were refused a moment ago, and why: others go before them.
+    pub refused: Vec<(Change, String)>,
 }
 
 /// One member of the cluster.
@@ -172,7 +174,14 @@ pub fn plan(seen: &Seen) -> Plan {
     }
     let rules = [replace_dead, forget_dead, lead_without_witness, spare_witness, fill, shrink, take_back];
     let mut turn = Turn { seen, primary, waits: Vec::new() };
-    plan.change = rules.iter().find_map(|rule| rule(&mut turn));
+    plan.change = rules.iter().find_map(|rule| {
+        let (change, why) = rule(&mut turn)?;
+        let Some((_, cause)) = seen.refused.iter().find(|(refused, _)| *refused == change) else {
+            return Some((change, why));
+        };
+        turn.waits.push(format!("{}, which was refused a moment ago: {cause}", seen.describe(&change)));
+        None
+    });
     plan.waits.append(&mut turn.waits);
     plan
 }
@@ -399,7 +408,9 @@ fn shrink(turn: &mut Turn<'_>) -> Decision {
 fn take_back(turn: &mut Turn<'_>) -> Decision {
     // What the primary says of strays may be a moment old.
     let member = |name: &&String| turn.seen.members.iter().any(|member| member.name == **name);
-    let name = turn.seen.strays.iter().find(|name| !member(name))?;
+    // One that is down does not come back, whatever it asked before.
+    let down = |name: &&String| turn.seen.down.iter().any(|down| down.name == **name);
+    let name = turn.seen.strays.iter().find(|name| !member(name) && !down(name))?;
     let why = format!("{name} was removed and is back, with its disk");
     Some((Change::TakeBack { name: name.clone() }, why))
 }

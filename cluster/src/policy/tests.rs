@@ -6,6 +6,7 @@
 //! down NAME after=INCARNATION [held]
 //! stray NAME
 //! view away | joint
+//! refused                                what would be done is refused, a moment before
 //! plan                                   and everything is forgotten
 //! ```
 //!
@@ -30,8 +31,8 @@ struct Runner {
 impl Default for Runner {
     fn default() -> Self {
         let settings = Settings { target_size: 3, stabilization: Duration::from_secs(10), relaunch: true };
-        let (members, down, strays) = (Vec::new(), Vec::new(), Vec::new());
-        let seen = Seen { settings, view: true, primary: None, joint: false, members, down, strays };
+        let (members, down, strays, refused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let seen = Seen { settings, view: true, primary: None, joint: false, members, down, strays, refused };
         Self { seen }
     }
 }
@@ -85,6 +86,11 @@ impl goldenscript::Runner for Runner {
             }
             "stray" => self.seen.strays.push(next(&mut args)?.to_owned()),
             "view" => self.seen.view = next(&mut args)? != "away",
+            "refused" => {
+                if let Some((change, _)) = plan(&self.seen).change {
+                    self.seen.refused.push((change, "the disk is full".to_owned()));
+                }
+            }
             "joint" => self.seen.joint = true,
             "plan" => {
                 let plan = plan(&self.seen);

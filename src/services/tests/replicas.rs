@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use quorate_storage::delta::{Command, Millis, Outcome, encode_entry};
-use quorate_storage::log::LogMark;
 use quorate_storage::machine::Machine;
 use quorate_storage::raft_types::{Deltas, Payload, log_id};
 use quorate_storage::tables::base::{Base, FlushMeta};
@@ -47,7 +46,7 @@ impl Replicas {
 
     /// Writes the second's rows to disk.
     pub(super) fn flush_second(&mut self) {
-        let (frozen, meta) = self.second.freeze(LogMark::default()).unwrap();
+        let (frozen, meta) = self.second.freeze().unwrap();
         let changes = frozen.iter().map(|(key, dirty)| (key.to_vec(), dirty.value()));
         self.second.rows().base().flush(changes, &meta).unwrap();
         self.second.thawed();

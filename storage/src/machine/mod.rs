@@ -241,6 +241,14 @@ impl Machine {
         self.view(system::NAMESPACE, Settings::read)
     }
 
+    /// The name of a session, if it is there and has one.
+    ///
+    /// # Errors
+    /// [`Damage`] when a row cannot be read.
+    pub fn session_name(&self, session: u64) -> Result<Option<String>, Damage> {
+        self.view(sessions::NAMESPACE, |view| sessions::name(view, session))
+    }
+
     /// The last checkpoints, oldest first.
     ///
     /// # Errors

@@ -89,6 +89,11 @@ struct Counts {
     live: u64,
 }
 
+/// The name of a session.
+pub(super) fn name(tables: &View<'_>, session: u64) -> Option<String> {
+    tables.get(&SESSIONS, &session)?.name
+}
+
 /// Applies a session command.
 pub(super) fn apply(
     tables: &mut Tables<'_>,
