@@ -311,6 +311,25 @@ async fn watches_and_loops_print_as_it_happens() {
 }
 
 #[tokio::test]
+async fn a_loop_whose_servers_are_all_silent_says_so_and_exits_3() {
+    let cluster = Cluster::start(1).await;
+    let words = ["loop", "--every", "10ms", "--timeout", "1s"];
+    let (ended, ()) = tokio::join!(client(&cluster, &words), async {
+        let register = format!("{}/v1/register/get", cluster.url("S1"));
+        cluster
+            .until("the loop goes on", async || match cluster.http.json(&register).await?["text"].as_str() {
+                Some(text) if text != "hello_world1" => Ok(()),
+                text => Err(format!("{text:?}")),
+            })
+            .await;
+        cluster.kill9("S1");
+    });
+    let ended = ended.expect(3);
+    assert!(ended.stdout.starts_with("hello_world1\nhello_world2\n"), "{ended:?}");
+    assert!(ended.stderr.contains("at hello_world"), "{ended:?}");
+}
+
+#[tokio::test]
 async fn a_bench_prints_one_object() {
     let cluster = Cluster::start(1).await;
     let servers = cluster.urls().join(",");

@@ -67,8 +67,11 @@ pub(crate) async fn run(
     Ok(Exit::Done)
 }
 
-/// The error of a single command, with the text that it speaks of.
+/// The error of a single command, with the text that it speaks of. Where all servers are silent, whoever follows the loop
+/// knows less than its last line says: the cluster may be there and go on without us.
 fn failed(error: Error, text: &str) -> CliError {
-    let error = CliError::from(error);
-    CliError { message: format!("at {text}: {}", error.message), ..error }
+    let silent = error.finds_no_server() && error.refused().is_none();
+    let CliError { exit, message, no_server } = CliError::from(error);
+    let exit = if silent { Exit::Unknown } else { exit };
+    CliError { exit, message: format!("at {text}: {message}"), no_server }
 }

@@ -9,6 +9,7 @@ pub(crate) mod cli;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod mount;
+pub(crate) mod netns;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod watched;

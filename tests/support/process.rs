@@ -16,6 +16,8 @@ const PORTS: std::ops::Range<u16> = 10_000..32_000;
 #[derive(Debug)]
 pub(crate) struct Port {
     pub(crate) number: u16,
+    /// Where: another machine's, when the process runs in a namespace.
+    pub(crate) host: String,
     _lock: File,
 }
 
@@ -27,14 +29,14 @@ impl Port {
             let number = rand::random_range(PORTS);
             let lock = File::create(dir.join(number.to_string())).expect("a port's lock file");
             if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", number)).is_ok() {
-                return Self { number, _lock: lock };
+                return Self { number, host: "127.0.0.1".to_owned(), _lock: lock };
             }
         }
         panic!("no free port in {PORTS:?} after 1,000 attempts");
     }
 
     pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.number)
+        format!("{}:{}", self.host, self.number)
     }
 }
 
@@ -65,6 +67,12 @@ impl Server {
             log: dir.join(format!("{name}.log")),
             child: Mutex::new(None),
         }
+    }
+
+    /// To another machine.
+    pub(crate) fn move_to(&mut self, host: String) {
+        self.listen.host.clone_from(&host);
+        self.peer.host = host;
     }
 
     pub(crate) fn url(&self) -> String {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http::{Http, Reply};
+use super::netns::Net;
 use super::process::{Port, Server};
 use super::{PATIENCE, POLL};
 
@@ -18,6 +19,8 @@ pub(crate) struct Role {
     name: String,
     port: Port,
     pub(crate) words: Vec<String>,
+    /// The network namespace that it runs in, with all that it launches.
+    namespace: Option<String>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -25,7 +28,14 @@ pub(crate) struct Role {
 impl Role {
     fn new(name: &str, dir: &Path) -> Self {
         let log = dir.join(format!("{name}.log"));
-        Self { name: name.to_owned(), port: Port::reserve(), words: Vec::new(), log, child: None }
+        let (port, words) = (Port::reserve(), Vec::new());
+        Self { name: name.to_owned(), port, words, namespace: None, log, child: None }
+    }
+
+    /// To a machine of its own.
+    fn move_to(&mut self, net: &Net, machine: u8) {
+        self.namespace = Some(net.name(machine).to_owned());
+        self.port.host = net.host(machine);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -35,7 +45,15 @@ impl Role {
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = OpenOptions::new().create(true).append(true).open(&self.log).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        let program = env!("CARGO_BIN_EXE_quorate");
+        let mut command = match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, program]);
+                command
+            }
+        };
         for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("QUORATE_")) {
             command.env_remove(key);
         }
@@ -84,15 +102,34 @@ pub(crate) struct Watched {
 impl Watched {
     /// `n` servers, all of them alive in the view. `flags` are the local detectors'.
     pub(crate) async fn start(n: usize, flags: &[&str]) -> Self {
+        Self::start_in(n, flags, None).await
+    }
+
+    /// The same on machines of their own: the first ones are the servers', `gfd` that of the global detector. The manager
+    /// is where the test is.
+    pub(crate) async fn start_on(net: &Net, n: usize, gfd: u8) -> Self {
+        Self::start_in(n, &[], Some((net, gfd))).await
+    }
+
+    async fn start_in(n: usize, flags: &[&str], net: Option<(&Net, u8)>) -> Self {
         let dir = tempfile::Builder::new().prefix("watched-").tempdir_in(env!("CARGO_TARGET_TMPDIR"));
         let dir = dir.expect("a directory below target/tmp");
         let path = dir.path();
         let mut gfd = Role::new("GFD", path);
+        if let Some((net, machine)) = net {
+            gfd.move_to(net, machine);
+        }
         gfd.words = words(&["gfd", "--listen", &gfd.port.address(), "--transcript"]);
         let mut rm = Role::new("RM", path);
         rm.words = words(&["rm", "--listen", &rm.port.address(), "--gfd", &gfd.port.address()]);
-        let servers: Vec<Server> = (1..=n).map(|n| Server::new(&format!("S{n}"), path)).collect();
+        let mut servers: Vec<Server> = (1..=n).map(|n| Server::new(&format!("S{n}"), path)).collect();
         let mut lfds: Vec<Role> = (1..=n).map(|n| Role::new(&format!("LFD{n}"), path)).collect();
+        if let Some((net, _)) = net {
+            for ((machine, lfd), server) in (1..).zip(&mut lfds).zip(&mut servers) {
+                lfd.move_to(net, machine);
+                server.move_to(net.host(machine));
+            }
+        }
         for (lfd, server) in lfds.iter_mut().zip(&servers) {
             let (listen, gfd) = (lfd.port.address(), gfd.port.address());
             lfd.words = words(&["lfd", "--name", &lfd.name, "--listen", &listen, "--gfd", &gfd]);
@@ -121,8 +158,21 @@ impl Watched {
 
     /// Adds a witness W, with a detector of its own.
     pub(crate) async fn add_witness(&mut self) {
+        self.add_witness_in(None).await;
+    }
+
+    /// The same on a machine of its own.
+    pub(crate) async fn add_witness_on(&mut self, net: &Net, machine: u8) {
+        self.add_witness_in(Some((net, machine))).await;
+    }
+
+    async fn add_witness_in(&mut self, place: Option<(&Net, u8)>) {
         let path = self.dir.path();
-        let (server, mut lfd) = (Server::new("W", path), Role::new("LFDW", path));
+        let (mut server, mut lfd) = (Server::new("W", path), Role::new("LFDW", path));
+        if let Some((net, machine)) = place {
+            lfd.move_to(net, machine);
+            server.move_to(net.host(machine));
+        }
         let (listen, gfd) = (lfd.port.address(), self.gfd.port.address());
         lfd.words = words(&["lfd", "--name", &lfd.name, "--listen", &listen, "--gfd", &gfd, "--", "server"]);
         lfd.words.extend(words(&["--role", "witness", "--join", &self.servers[0].peer.address()]));

@@ -14,6 +14,8 @@
 
 #[cfg(test)]
 mod histories;
+#[cfg(test)]
+mod model;
 mod observe;
 #[cfg(test)]
 mod tests;
