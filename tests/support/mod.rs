@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub(crate) mod adder;
 pub(crate) mod cli;
 pub(crate) mod http;
 pub(crate) mod load;

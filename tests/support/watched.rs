@@ -93,6 +93,8 @@ pub(crate) struct Watched {
     pub(crate) gfd: Role,
     /// Not started.
     pub(crate) rm: Role,
+    /// Another manager; not started.
+    pub(crate) second_rm: Role,
     pub(crate) lfds: Vec<Role>,
     pub(crate) servers: Vec<Server>,
     pub(crate) http: Http,
@@ -120,8 +122,12 @@ impl Watched {
             gfd.move_to(net, machine);
         }
         gfd.words = words(&["gfd", "--listen", &gfd.port.address(), "--transcript"]);
-        let mut rm = Role::new("RM", path);
-        rm.words = words(&["rm", "--listen", &rm.port.address(), "--gfd", &gfd.port.address()]);
+        let manager = |name| {
+            let mut rm = Role::new(name, path);
+            rm.words = words(&["rm", "--listen", &rm.port.address(), "--gfd", &gfd.port.address()]);
+            rm
+        };
+        let (rm, second_rm) = (manager("RM"), manager("RM2"));
         let mut servers: Vec<Server> = (1..=n).map(|n| Server::new(&format!("S{n}"), path)).collect();
         let mut lfds: Vec<Role> = (1..=n).map(|n| Role::new(&format!("LFD{n}"), path)).collect();
         if let Some((net, _)) = net {
@@ -138,7 +144,7 @@ impl Watched {
             lfd.words.extend(server.identity());
         }
         servers[0].init();
-        let mut watched = Self { gfd, rm, lfds, servers, http: Http::new(), dir };
+        let mut watched = Self { gfd, rm, second_rm, lfds, servers, http: Http::new(), dir };
         watched.gfd.start();
         watched.lfds.iter_mut().for_each(Role::start);
         for n in 0..watched.servers.len() {
@@ -302,7 +308,7 @@ impl Watched {
     }
 
     fn tails(&self) -> String {
-        let roles = self.lfds.iter().chain([&self.gfd, &self.rm]);
+        let roles = self.lfds.iter().chain([&self.gfd, &self.rm, &self.second_rm]);
         roles
             .map(|role| {
                 let log = role.log();
@@ -320,6 +326,7 @@ impl Drop for Watched {
             eprintln!("{}", self.tails());
         }
         self.rm.kill9();
+        self.second_rm.kill9();
         self.gfd.kill9();
         self.lfds.iter_mut().for_each(Role::kill9);
         // Servers outlive their detectors. This directory is this test's alone, so what names it is, too.

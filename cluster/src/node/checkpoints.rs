@@ -115,6 +115,8 @@ impl Inner {
             }
             Verdict::Agrees if self.differs_at.swap(0, Ordering::Relaxed) != 0 => {
                 tracing::info!("this server's state agrees with the majority's again");
+                // What came too late to be used would keep its room on the disk.
+                self.sent_state.lock().unwrap_or_else(PoisonError::into_inner).take();
                 self.raft.runtime_config().elect(!self.info.witness);
             }
             _ => {}

@@ -79,6 +79,10 @@ impl Inner {
 
     /// Takes a piece of the state that this server asked for; keeps what it builds of it for who asked.
     pub(super) async fn take_state(&self, chunk: SnapshotChunk) -> Result<Option<Vote>> {
+        if self.differs().is_none() {
+            let text = "this server has not asked for the state, or has it by now";
+            return Err(NodeError::not_applied(Code::Refused, text));
+        }
         let vote = chunk.vote;
         let Some(built) = self.take_piece(chunk).await? else { return Ok(None) };
         *self.sent_state.lock().unwrap_or_else(PoisonError::into_inner) = Some(built);

@@ -109,6 +109,35 @@ async fn a_damaged_snapshot_is_refused_and_leaves_the_state_as_it_was() {
     starts_with(dir.path(), 40).await;
 }
 
+/// The state of another replica as of a later entry, put in the place of the one in force behind openraft's back.
+#[tokio::test]
+async fn a_state_is_replaced_by_a_later_one_and_the_entries_up_to_that_are_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut disk, mut machine) = server_with(dir.path(), 20).await;
+    append(&mut disk.log, (21..=40).map(|index| entry(1, index))).await;
+    let built = async |last| {
+        let file = disk.state.incoming_file(1).unwrap();
+        snapshot_of(last, &file).await;
+        disk.state.build(file).await.unwrap()
+    };
+    let pause = disk.state.pause().await;
+    let refused = disk.state.replace(&pause, built(12).await).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidInput, "it would go back");
+    assert_eq!(hash(&disk), model_at(20).hash());
+    disk.state.replace(&pause, built(30).await).await.unwrap();
+    assert_eq!(hash(&disk), model_at(30).hash());
+    let waits = apply(&mut machine, (21..=25).map(|index| entry(1, index))).now_or_never();
+    assert!(waits.is_none(), "nothing is applied during the pause");
+    drop(pause);
+    // openraft goes on where it was.
+    apply(&mut machine, (21..=35).map(|index| entry(1, index))).await;
+    assert_eq!(hash(&disk), model_at(35).hash());
+    assert_eq!(beside_the_state(dir.path()), [] as [String; 0], "something is left");
+    // A crash now: the flush is that of the replacement, and the log goes on behind it.
+    drop((disk, machine));
+    starts_with(dir.path(), 30).await;
+}
+
 #[tokio::test]
 async fn a_snapshot_that_cannot_be_written_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
