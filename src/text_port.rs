@@ -232,12 +232,14 @@ impl TextPort {
         let command = Command { session, sequence, acked, ..Command::sessionless(service.name(), encoded) };
         let outcome = self.node.propose(command, deadline()).await?;
         let DeltaResult::Reply(reply) = &outcome.result else {
-            if outcome.result == DeltaResult::SessionExpired {
+            let expired = outcome.result == DeltaResult::SessionExpired;
+            if expired {
                 self.sessions().remove(client);
             }
             let why =
                 Problem::of_result(&outcome.result).map_or_else(String::new, |problem| problem.detail());
-            return Err(Failed::refused(why));
+            // Under the session that is gone it may have been applied.
+            return Err(Failed { why, maybe_applied: expired });
         };
         let mut text = Vec::new();
         let unreadable = |error: String| Failed { why: error, maybe_applied: true };

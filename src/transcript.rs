@@ -52,12 +52,12 @@ impl Transcript {
         }
     }
 
-    /// A client's request goes out, for the first time.
+    /// A client's request goes out to a server, each time that it does.
     pub(crate) fn sent(self, client: &str, server: &str, number: u64) {
         self.message("Sent", client, server, number, "request");
     }
 
-    /// Its reply is there.
+    /// Its reply is there. A refusal is none.
     pub(crate) fn received(self, client: &str, server: &str, number: u64) {
         self.message("Received", client, server, number, "reply");
     }

@@ -89,7 +89,11 @@ pub(super) async fn call(
     let mut failure = None;
     while replies.len() < wanted {
         match inbox.recv().await {
-            Some(Ok(answer)) => replies.push(answer),
+            Some(Ok(answer)) => replies.push(Ok(answer)),
+            // A service's refusal is a reply like any other.
+            Some(Err(Error::Refused(refused))) if refused.is_by_service() => {
+                replies.push(Err(Error::Refused(refused)));
+            }
             Some(Err(error)) => failure = Some(worse(failure, error)),
             None => {
                 let nothing = || History::default().fail(true, "no server replied".to_owned());
@@ -99,9 +103,11 @@ pub(super) async fn call(
     }
     // Nobody waits for it any more, so what comes after it may say that it is there.
     ticket.settle();
-    inner.transport.tell_of(ticket, &replies[0].server, |hooks, call| hooks.after_reply(call));
+    if let Ok(answer) = &replies[0] {
+        inner.transport.tell_of(ticket, &answer.server, |hooks, call| hooks.after_reply(call));
+    }
     count_the_rest(inner, attempts, inbox, Arc::clone(ticket));
-    Ok(replies.swap_remove(0))
+    replies.swap_remove(0)
 }
 
 fn count_the_rest(
@@ -132,11 +138,9 @@ fn count_the_rest(
     });
 }
 
-/// Which of two failures is to be told: a service's own refusal is the command's outcome, and what may have been applied is
-/// not to be called certain.
+/// Which of two failures is to be told: what may have been applied is not to be called certain.
 fn worse(before: Option<Error>, now: Error) -> Error {
     let rank = |error: &Error| match error {
-        Error::Refused(refused) if refused.is_by_service() => 3,
         Error::Unknown(_) => 2,
         Error::Refused(_) => 1,
         Error::NotApplied(_) => 0,

@@ -99,6 +99,10 @@ impl Route {
         Self { urls: vec![url], at: 0, hints: 0, pinned: true }
     }
 
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
     pub(crate) fn current(&self) -> &Url {
         &self.urls[self.at]
     }

@@ -256,6 +256,10 @@ impl Ticket {
         Call { session: self.session.id, sequence: self.first, server }
     }
 
+    pub(crate) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
     /// Nobody waits for its reply any more.
     pub(crate) fn settle(&self) {
         if !self.settled.swap(true, Ordering::AcqRel) {

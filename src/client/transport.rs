@@ -184,6 +184,9 @@ impl Transport {
             return Err(retries.give_up("no connection was free before the deadline".to_owned()));
         };
         loop {
+            if retries.history.attempts() > 0 && request.ticket.is_some_and(Ticket::is_settled) {
+                return Err(retries.give_up("another server has replied".to_owned()));
+            }
             let server = retries.route.current().clone();
             if let Some(ticket) = request.ticket {
                 self.tell_of(ticket, &servers::name(&server), |hooks, call| hooks.before_call(call));
@@ -193,7 +196,9 @@ impl Transport {
                     if retries.history.attempts() > 0 {
                         self.moved.notify_one();
                     }
-                    self.servers.prefer(&server);
+                    if !retries.route.is_pinned() {
+                        self.servers.prefer(&server);
+                    }
                     let attempts = retries.history.attempts() + 1;
                     return Ok(Answer { body, server: servers::name(&server), attempts });
                 }
@@ -204,7 +209,8 @@ impl Transport {
                     return Err(retries.refused(&server, status, problem));
                 }
                 Attempt::Verdict(_, Verdict::SessionLost(problem)) => {
-                    if let Some(ticket) = request.ticket {
+                    // A server that says so of a command whose reply is there already is right.
+                    if let Some(ticket) = request.ticket.filter(|ticket| !ticket.is_settled()) {
                         ticket.session_lost();
                     }
                     return Err(retries.session_lost(&server, problem));

@@ -262,7 +262,12 @@ pub(super) async fn settings(State(app): Shared, body: Body) -> Answer {
 
 /// `POST /v1/cluster/snapshot`: writes a snapshot file of this server's state, as a backup.
 pub(super) async fn snapshot(State(app): Shared) -> Answer {
-    if app.node.status()?.disk_low {
+    let status = app.node.status()?;
+    if status.differs_at.is_some() {
+        let text = "the state of this server differs from the majority's: a backup of it would be wrong. Ask another one";
+        return Err(Problem::new(503, "not_ready", text));
+    }
+    if status.disk_low {
         let text = "the disk of this server is below its reserve, and a snapshot would fill it further: free some space \
                     there, or ask another server";
         return Err(Problem::new(507, "disk_full", text));

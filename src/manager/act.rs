@@ -94,6 +94,11 @@ impl Failed {
     pub(super) fn new(why: String) -> Self {
         Self { why, outdated: false }
     }
+
+    /// Whoever was asked may be the wrong one by now.
+    pub(super) fn outdated(why: String) -> Self {
+        Self { why, outdated: true }
+    }
 }
 
 impl fmt::Display for Failed {
@@ -105,8 +110,12 @@ impl fmt::Display for Failed {
 async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration) -> Result<(), Failed> {
     let answer = match client.post(url).json(body).timeout(limit).send().await {
         Ok(answer) => answer,
-        Err(error) if error.is_connect() => return Err(Failed::new(format!("not done: {}", chain(&error)))),
-        Err(error) => return Err(Failed::new(format!("unknown whether it was done: {}", chain(&error)))),
+        Err(error) if error.is_connect() => {
+            return Err(Failed::outdated(format!("not done: {}", chain(&error))));
+        }
+        Err(error) => {
+            return Err(Failed::outdated(format!("unknown whether it was done: {}", chain(&error))));
+        }
     };
     let status = answer.status();
     if status.is_success() {
@@ -114,7 +123,8 @@ async fn post(client: &reqwest::Client, url: &str, body: &Value, limit: Duration
     }
     let text = answer.text().await.unwrap_or_default();
     let problem = serde_json::from_str::<Problem>(&text);
-    let outdated = problem.as_ref().is_ok_and(|problem| problem.code == "changed");
+    let passing = ["changed", "no_primary", "not_primary", "timeout"];
+    let outdated = problem.as_ref().is_ok_and(|problem| passing.contains(&&*problem.code));
     let why = match problem {
         Ok(Problem { detail, outcome, .. }) if outcome == "not_applied" => format!("not done: {detail}"),
         Ok(Problem { detail, .. }) => format!("unknown whether it was done: {detail}"),

@@ -75,6 +75,8 @@ struct Manager {
 struct Doing {
     change: Change,
     what: String,
+    /// The primary that was asked.
+    leader: String,
     task: JoinHandle<Result<(), Failed>>,
 }
 
@@ -154,6 +156,13 @@ impl Manager {
             return;
         }
         let leader = cluster.as_ref().and_then(Cluster::leader);
+        // One that was cut off with its answer would be waited for; its successor is there.
+        if let (Some(doing), Some(leader)) = (&self.doing, leader)
+            && doing.leader != leader.url
+        {
+            doing.task.abort();
+            self.finished(Err(Failed::outdated(format!("{} is the primary now", leader.name))));
+        }
         if let Some(leader) = leader {
             self.set_mode(leader).await;
         }
@@ -167,7 +176,7 @@ impl Manager {
             self.shown.send_modify(|shown| shown.doing = Some(what.clone()));
             let act = Act::new(change, &seen, cluster, leader);
             let task = tokio::spawn(act.carry_out(self.client.clone()));
-            self.doing = Some(Doing { change: change.clone(), what, task });
+            self.doing = Some(Doing { change: change.clone(), what, leader: leader.url.clone(), task });
         }
     }
 

@@ -1,10 +1,11 @@
 //! Checkpoints: the primary sets them, every server compares its state with the others' at them, and one that differs
 //! from a majority has itself sent the state anew.
 //!
-//! Each judges itself, so no server can be talked out of a state that is right by one that is wrong. A server whose state
+//! Each judges itself by what a majority of the voters has. A server whose state
 //! differs has a log that is right: it goes on writing and acknowledging entries, so no majority is lost; but it serves
-//! nobody and does not lead. The state does not come as a Raft snapshot: openraft installs none that its own log has
-//! passed. Applying pauses, the tables are replaced by those of a later entry, and the entries up to that are passed over.
+//! nobody, and leads only while nobody else does. The state does not come as a Raft snapshot: openraft installs none that
+//! its own log has passed. Nothing is applied until the tables are replaced by those of a later entry; what came behind that
+//! entry meanwhile is applied from the log.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -16,7 +17,8 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_storage::codec;
 use quorate_storage::delta::{Command, SYSTEM_SERVICE};
 use quorate_storage::machine::{Checkpoint, SystemCommand};
-use quorate_storage::raft_types::NodeId;
+use quorate_storage::raft_types::{NodeId, NodeInfo};
+use quorate_storage::state_machine::NotReplaced;
 
 use super::{Inner, Node};
 use crate::error::{Code, NodeError};
@@ -24,6 +26,8 @@ use crate::message::{NodeStatus, Reply, Request};
 
 /// How often the others are asked while no majority of them is there.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How often the state is asked for: each time the primary writes a snapshot.
+const REPLACE_AGAIN: Duration = Duration::from_secs(5);
 /// Writing and sending a snapshot, and building tables of it.
 const SEND_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -36,7 +40,7 @@ enum Verdict {
     Agrees,
     /// A majority has another one, at this checkpoint.
     Differs(u64),
-    /// All voters have come to this checkpoint, and no majority agrees.
+    /// Voters differ at this checkpoint, and no majority of them agrees.
     NobodyKnows(u64),
     /// Too few have come to it yet.
     Open,
@@ -49,12 +53,11 @@ fn judge(own: &[Checkpoint], voters: &[Vec<Checkpoint>]) -> Verdict {
         let theirs = voters.iter().filter_map(|kept| kept.iter().find(|other| other.number == mine.number));
         let mut hashes: BTreeMap<u128, usize> = BTreeMap::new();
         theirs.for_each(|other| *hashes.entry(other.hash).or_default() += 1);
-        let heard: usize = hashes.values().sum();
         match hashes.iter().find(|(_, count)| **count > voters.len() / 2) {
             Some((hash, _)) if *hash != mine.hash => return Verdict::Differs(mine.number),
             Some(_) if Some(mine) == own.last() => return Verdict::Agrees,
             Some(_) => return Verdict::Open,
-            None if heard == voters.len() => return Verdict::NobodyKnows(mine.number),
+            None if hashes.len() > 1 => return Verdict::NobodyKnows(mine.number),
             None => {}
         }
     }
@@ -95,6 +98,8 @@ impl Inner {
 
     /// Compares this server's state with the others', and notes what came of it.
     async fn compare(&self, own: &[Checkpoint]) -> Verdict {
+        // One after the other, lest an older answer have the last word.
+        let _alone = self.comparing.lock().await;
         let (voters, members) = (self.voters(), self.members());
         let asked = voters.iter().map(async |id| match members.get(id) {
             Some(_) if *id == self.id => own.to_vec(),
@@ -111,13 +116,11 @@ impl Inner {
                     checkpoint = number,
                     "this server's state differs from the majority's: it serves nobody until it has been sent the state anew"
                 );
-                self.raft.runtime_config().elect(false);
             }
             Verdict::Agrees if self.differs_at.swap(0, Ordering::Relaxed) != 0 => {
                 tracing::info!("this server's state agrees with the majority's again");
                 // What came too late to be used would keep its room on the disk.
                 self.sent_state.lock().unwrap_or_else(PoisonError::into_inner).take();
-                self.raft.runtime_config().elect(!self.info.witness);
             }
             _ => {}
         }
@@ -140,17 +143,34 @@ impl Inner {
             return Err(self.no_primary());
         };
         let failed = |text: String| NodeError::not_applied(Code::Failed, text);
-        let pause = self.state.pause().await;
-        let above = self.state.applied().borrow().log_id.as_ref().map_or(0, |id| id.index);
-        let answer = self.lanes.to(id, &info).call(&Request::SendState { above }, SEND_TIMEOUT).await;
+        // What is applied to a wrong state helps nobody, and the one that comes is to be a later one.
+        let above = self.state.skip().await.map_or(0, |id| id.index);
+        let result = self.fetch_state(id, &info, above).await;
+        // Also when it failed: then the log is needed for the next attempt, and may not wait too long to be purged.
+        if let Err(e) = self.state.resume().await {
+            self.fail(&e);
+        }
+        result.map_err(failed)
+    }
+
+    async fn fetch_state(&self, id: NodeId, info: &NodeInfo, above: u64) -> std::result::Result<(), String> {
+        let answer = self.lanes.to(id, info).call(&Request::SendState { above }, SEND_TIMEOUT).await;
         let built = self.sent_state.lock().unwrap_or_else(PoisonError::into_inner).take();
         match (answer, built) {
             (Ok(Reply::StateSent), Some(built)) => {
-                let replaced = self.state.replace(&pause, built).await;
-                replaced.map_err(|e| failed(e.to_string()))
+                let replaced = self.state.replace(built).await;
+                replaced.map_err(|e| {
+                    if let NotReplaced::Broken(_) = &e {
+                        self.fail(&e);
+                    }
+                    e.to_string()
+                })
             }
-            (Ok(_), _) => Err(failed("the primary answered another question".to_owned())),
-            (Err(e), _) => Err(failed(e.to_string())),
+            (Ok(Reply::StateSent), None) => {
+                Err("the primary has sent it, and it did not come here".to_owned())
+            }
+            (Ok(_), _) => Err("the primary answered another question".to_owned()),
+            (Err(e), _) => Err(e.to_string()),
         }
     }
 
@@ -161,7 +181,7 @@ impl Inner {
             return Err(self.not_primary());
         };
         let Ok(_alone) = self.sending_state.try_lock() else {
-            let text = "the primary sends its state to another server already";
+            let text = "the primary is sending its state already";
             return Err(NodeError::not_applied(Code::Overloaded, text).retry_after(1_000));
         };
         let limit = Instant::now() + Duration::from_secs(5);
@@ -193,6 +213,7 @@ pub(super) async fn watch(inner: Arc<Inner>) {
             Verdict::Differs(_) => {
                 if let Err(error) = inner.replace_state().await {
                     tracing::warn!(%error, "the state was not sent anew; it is tried on");
+                    tokio::time::sleep(REPLACE_AGAIN).await;
                 }
             }
             Verdict::NobodyKnows(number) if number != told => {
@@ -236,7 +257,8 @@ mod tests {
     fn without_one_nobody_is_wrong() {
         assert_eq!(verdict(&[(1, 7)], &[&[(1, 8)]]), Verdict::NobodyKnows(1));
         assert_eq!(verdict(&[(1, 7)], &[&[(1, 8)], &[(1, 9)]]), Verdict::NobodyKnows(1));
-        assert_eq!(verdict(&[(1, 7)], &[&[(1, 8)], &[]]), Verdict::Open);
+        assert_eq!(verdict(&[(1, 7)], &[&[(1, 8)], &[]]), Verdict::NobodyKnows(1));
+        assert_eq!(verdict(&[(1, 7)], &[&[], &[]]), Verdict::Open);
     }
 
     #[test]

@@ -186,6 +186,8 @@ struct Inner {
     sent_state: std::sync::Mutex<Option<Built>>,
     /// Held by who sends the whole state.
     sending_state: Mutex<()>,
+    /// Held by who compares the state with the others'.
+    comparing: Mutex<()>,
     /// Why the node cannot go on, once it cannot.
     failed: watch::Sender<Option<String>>,
 }
@@ -258,6 +260,7 @@ impl Node {
             differs_at: AtomicU64::new(0),
             sent_state: std::sync::Mutex::default(),
             sending_state: Mutex::default(),
+            comparing: Mutex::default(),
             failed: watch::Sender::new(None),
         });
         // Before it serves anybody.

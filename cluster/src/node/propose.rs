@@ -103,11 +103,9 @@ impl Inner {
 
     /// Why this node, as primary, takes no writes now.
     fn refuse_writes(&self) -> Option<NodeError> {
-        if let Some(cause) = &*self.failed.borrow() {
-            return Some(NodeError::not_applied(Code::Failed, cause.clone()));
-        }
-        if let Err(differs) = self.check_agrees() {
-            return Some(differs);
+        // Replies come from the state, which is to be the cluster's.
+        if let Err(not_ready) = self.readable() {
+            return Some(not_ready);
         }
         if self.disk.is_low() {
             return Some(self.disk.error());

@@ -25,6 +25,8 @@ impl Node {
     /// When another server is to be asked, with the primary's address if it is known. Nothing was applied.
     pub async fn check_serves(&self, limit: Duration) -> Result<()> {
         let inner = &self.inner;
+        // One that is not ready knows where it stands a moment later, and others are ready now.
+        inner.readable()?;
         if inner.info.witness {
             return Err(
                 inner.not_serving("this server is a witness, which serves no clients: ask another one")
@@ -75,13 +77,19 @@ pub(super) async fn follow_mode(inner: Arc<Inner>) {
     }
 }
 
-/// Keeps a witness from leading.
+/// Keeps a witness from leading, and a server whose state differs. Either may have to: when it alone has what was committed.
 pub(super) async fn stand_back(inner: Arc<Inner>) {
-    if !inner.info.witness {
-        return;
-    }
     let mut leaderless: Option<Instant> = None;
+    let mut stood_back = false;
     loop {
+        if !inner.info.witness && inner.differs().is_none() {
+            if std::mem::take(&mut stood_back) {
+                inner.raft.runtime_config().elect(true);
+            }
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        stood_back = true;
         let stands = match inner.working_leader() {
             Some(_) => {
                 leaderless = None;
@@ -90,11 +98,11 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             // The others try first: it takes the election that nobody wins.
             None => leaderless.get_or_insert_with(Instant::now).elapsed() >= inner.timing.election.1 * 3,
         };
-        inner.raft.runtime_config().elect(stands && inner.differs().is_none());
+        inner.raft.runtime_config().elect(stands);
         if inner.is_leader()
             && let Err(error) = inner.transfer("").await
         {
-            tracing::info!(%error, "this witness leads until a data server is caught up");
+            tracing::info!(%error, "this server leads until another one can");
             // Each attempt holds up the writes for a moment.
             tokio::time::sleep(AGAIN).await;
         }

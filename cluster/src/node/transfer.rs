@@ -30,9 +30,14 @@ impl Inner {
         }
         // A primary that is new has heard of nobody yet.
         let patience = Instant::now() + self.timing.election.0;
+        let mut unfit = BTreeSet::new();
         let target = loop {
-            if let Some(target) = self.best_target(&named) {
-                break target;
+            if let Some(target) = self.best_target(&named, &unfit) {
+                if self.is_fit(target).await {
+                    break target;
+                }
+                unfit.insert(target);
+                continue;
             }
             if Instant::now() >= patience {
                 let text = match name {
@@ -64,8 +69,14 @@ impl Inner {
         Ok(())
     }
 
-    /// The live voter with the least lag, among `named` if there are any; else no witness.
-    fn best_target(&self, named: &BTreeSet<NodeId>) -> Option<NodeId> {
+    /// Whether a server could serve as the primary, on its own word: its state may differ, say.
+    async fn is_fit(&self, id: NodeId) -> bool {
+        let Some(info) = self.member(id) else { return false };
+        self.ask_status(id, &info).await.is_some_and(|status| status.differs_at.is_none())
+    }
+
+    /// The live voter with the least lag, among `named` if there are any; else no witness, and nobody `unfit`.
+    fn best_target(&self, named: &BTreeSet<NodeId>, unfit: &BTreeSet<NodeId>) -> Option<NodeId> {
         let metrics = self.raft.metrics();
         let matched: BTreeMap<NodeId, u64> = {
             let metrics = metrics.borrow_watched();
@@ -76,6 +87,7 @@ impl Inner {
         let witness = |id: &NodeId| self.member(*id).is_some_and(|info| info.witness);
         let eligible = |id: &NodeId| {
             *id != self.id
+                && !unfit.contains(id)
                 && if named.is_empty() { !witness(id) } else { named.contains(id) }
                 && self.alive(*id)
                 && !self.disk.is_low_on(*id)

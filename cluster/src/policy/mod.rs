@@ -168,7 +168,10 @@ pub fn plan(seen: &Seen) -> Plan {
     };
     if seen.joint {
         let why = "a primary left this change half done; until it is finished, two majorities are needed";
-        plan.change = Some((Change::Finish, why.to_owned()));
+        match seen.refused.iter().find(|(refused, _)| *refused == Change::Finish) {
+            None => plan.change = Some((Change::Finish, why.to_owned())),
+            Some((_, cause)) => plan.waits.push(format!("{why}; that was refused a moment ago: {cause}")),
+        }
         return plan;
     }
     if !seen.view {
@@ -245,9 +248,8 @@ impl<'a> Turn<'a> {
             && member.steady.is_some_and(|time| time >= self.seen.settings.stabilization)
     }
 
-    /// Whether the voters after a change could go on: enough of them live, as far as the view and the primary know, and there are not
-    /// too few. If not,
-    /// it is said what is missing.
+    /// Whether the voters after a change could go on: enough of them live, as far as the view and the primary know, and
+    /// there are not too few. If not, it is said what is missing.
     fn allowed(&mut self, what: &str, without: Option<NodeId>, with: Option<NodeId>) -> bool {
         let ids: BTreeSet<NodeId> =
             self.voters().map(|member| member.id).filter(|id| Some(*id) != without).chain(with).collect();

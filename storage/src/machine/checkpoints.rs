@@ -18,7 +18,7 @@ const MARKS: Table<u64, Mark> = Table::new("checkpoints");
 /// So many are kept: replicas are compared by the newest that they have in common, and one may be a little behind.
 const KEPT: u64 = 8;
 
-/// Every revision may be one, as far as a primary gets to it.
+/// As often as a primary looks whether one is due; so of revisions there may be more between two than was asked for.
 const LEAST_TIME: Duration = Duration::from_millis(100);
 const MOST_TIME: Duration = Duration::from_secs(7 * 24 * 3_600);
 
@@ -96,7 +96,7 @@ impl Interval {
 
     /// Whether the next one is due, at a revision, when the last one was set so long ago.
     pub fn is_due(self, last: Option<&Checkpoint>, revision: u64, since: Duration) -> bool {
-        let new = revision - last.map_or(0, |last| last.revision);
+        let new = revision.saturating_sub(last.map_or(0, |last| last.revision));
         match self {
             Self::Never => false,
             Self::Revisions(revisions) => new >= revisions,

@@ -3,15 +3,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio::sync::OwnedMutexGuard;
 
 use super::{Applied, Positions, State, blocking, damaged, to_the_end};
 use crate::files;
 use crate::machine::Machine;
 use crate::node_disk::free_bytes;
+use crate::raft_types::{Entry, LogId};
 use crate::snapshot;
 use crate::tables::base::{Base, FlushMeta};
 use crate::tables::rows::Rows;
@@ -141,39 +140,66 @@ impl State {
         }
     }
 
-    /// Nothing is applied until the guard is dropped.
-    pub async fn pause(&self) -> Pause {
-        Pause { _applying: Arc::clone(&self.shared.applying).lock_owned().await }
+    pub(super) fn skipping(&self) -> MutexGuard<'_, Skipping> {
+        self.shared.skipping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Replaces a state that is wrong by what was built of another replica's, at a later entry. To openraft nothing has
-    /// happened: it goes on with the next entry for the old state, and those up to the new one are passed over.
+    /// From now on no entry is applied, until [`Self::resume`]. Gives the last one that was.
+    pub async fn skip(&self) -> Option<LogId> {
+        let _applying = self.shared.applying.lock().await;
+        *self.skipping() = Skipping { on: true, last: None };
+        self.applied().borrow().log_id
+    }
+
+    /// Applies what was not applied since [`Self::skip`], to whatever state there is now, and goes on as usual. Entries
+    /// that come meanwhile are left for it, too.
     ///
     /// # Errors
-    /// `TimedOut` when the log does not come as far within 10 s, `InvalidInput` when what was built is not later: both
-    /// leave the state as it was. Else as the disk gives them.
-    pub async fn replace(&self, _: &Pause, built: Built) -> io::Result<()> {
+    /// As [`Self::replay`]: the node must stop.
+    pub async fn resume(&self) -> io::Result<()> {
+        loop {
+            let _applying = self.shared.applying.lock().await;
+            let next = self.applied().borrow().log_id.map_or(0, |id| id.index + 1);
+            let end = self.skipping().last.map_or(0, |id| id.index + 1);
+            if next >= end {
+                *self.skipping() = Skipping::default();
+                return Ok(());
+            }
+            let entries = self.log().read(next, end)?;
+            if entries.first().is_none_or(|entry| entry.log_id.index != next) {
+                return Err(damaged(format!("entry {next} was not applied and is not in the log")));
+            }
+            for Entry { log_id, payload } in entries {
+                self.apply_alone(log_id, &payload).await?;
+            }
+        }
+    }
+
+    /// Replaces a state that is wrong by what was built of another replica's, at a later entry than [`Self::skip`] gave. To
+    /// openraft nothing happens.
+    ///
+    /// # Errors
+    /// [`NotReplaced::Now`] leaves the state as it was. After [`NotReplaced::Broken`] the node must stop.
+    pub async fn replace(&self, built: Built) -> Result<(), NotReplaced> {
         let own = self.applied().borrow().log_id;
         let Some(new) = built.meta.applied.filter(|new| Some(new) > own.as_ref()) else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the state that was sent is no later one",
-            ));
+            return Err(NotReplaced::Now("the state that was sent is no later one".to_owned()));
         };
         // A flush covers at most what is in the log on disk: the install syncs it.
         let deadline = Instant::now() + LOG_PATIENCE;
-        while self.log().read(new.index, new.index + 1)?.first().is_none_or(|entry| entry.log_id != new) {
+        loop {
+            let entry = self.log().read(new.index, new.index + 1).map_err(NotReplaced::Broken)?;
+            if entry.first().is_some_and(|entry| entry.log_id == new) {
+                break;
+            }
             if Instant::now() >= deadline {
                 let text =
                     format!("the log has not come to entry {new}, which the state that was sent holds");
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                return Err(NotReplaced::Now(text));
             }
             tokio::time::sleep(LOG_POLL).await;
         }
-        let state = self.clone();
-        to_the_end(async move { state.install_now(built).await }).await?;
-        self.shared.passed.store(new.index + 1, Ordering::Relaxed);
-        Ok(())
+        self.install(built).await.map(drop).map_err(NotReplaced::Broken)
     }
 
     /// Replaces the state by what was built.
@@ -184,10 +210,7 @@ impl State {
         let state = self.clone();
         to_the_end(async move {
             let _applying = state.shared.applying.lock().await;
-            let installed = state.install_now(built).await;
-            // It may be of an earlier entry than what [`Self::replace`] brought.
-            state.shared.passed.store(0, Ordering::Relaxed);
-            installed
+            state.install_now(built).await
         })
         .await
     }
@@ -221,9 +244,32 @@ impl State {
     }
 }
 
-/// Holds up apply.
-pub struct Pause {
-    _applying: OwnedMutexGuard<()>,
+/// See [`State::skip`].
+#[derive(Debug, Default)]
+pub(super) struct Skipping {
+    on: bool,
+    last: Option<LogId>,
+}
+
+impl Skipping {
+    /// Whether the entry is not to be applied now.
+    pub(super) fn skip(&mut self, log_id: LogId) -> bool {
+        if self.on {
+            self.last = Some(log_id);
+        }
+        self.on
+    }
+}
+
+/// Why a state was not replaced.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReplaced {
+    /// It may be tried again.
+    #[error("{0}")]
+    Now(String),
+    /// The disk failed half way.
+    #[error("the state cannot be replaced: {0}")]
+    Broken(io::Error),
 }
 
 /// The tables of a snapshot, beside those in force: ready to be installed, and removed when they are not.

@@ -17,13 +17,14 @@ mod tests;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
 pub use self::adapter::{SnapshotHandle, StateMachine};
-pub use self::install::{Built, Pause};
+use self::install::Skipping;
+pub use self::install::{Built, NotReplaced};
 pub use self::positions::Place;
 use self::positions::Positions;
 use crate::delta::Outcome;
@@ -100,9 +101,10 @@ struct Shared {
     registry: Registry,
     machine: Mutex<Machine>,
     /// Held by apply for each entry, and by who replaces the state beneath it.
-    applying: Arc<tokio::sync::Mutex<()>>,
-    /// Entries before this index are in the state already: it was replaced by a later one.
-    passed: AtomicU64,
+    applying: tokio::sync::Mutex<()>,
+    /// While the state is to be replaced nothing is applied to it; the last entry that was not. openraft is not held up: it
+    /// would wait for apply, and neither write entries nor vote.
+    skipping: Mutex<Skipping>,
     /// One of: a flush, the writing of a snapshot file, an install.
     gate: tokio::sync::Mutex<()>,
     last_flush: Mutex<FlushMeta>,
@@ -136,8 +138,8 @@ impl State {
                 log,
                 registry,
                 machine: Mutex::new(machine),
-                applying: Arc::default(),
-                passed: AtomicU64::new(0),
+                applying: tokio::sync::Mutex::default(),
+                skipping: Mutex::default(),
                 gate: tokio::sync::Mutex::new(()),
                 last_flush: Mutex::new(meta),
                 applied: watch::Sender::new(applied),
@@ -221,10 +223,17 @@ impl State {
     /// Applies one entry; waits for a flush while the overlay is full.
     pub(super) async fn apply(&self, log_id: LogId, payload: &Payload) -> io::Result<Vec<Outcome>> {
         let _applying = self.shared.applying.lock().await;
-        if log_id.index < self.shared.passed.load(Ordering::Relaxed) {
-            // Nobody waits for what it did: it was a primary's business, and this replica was a backup then.
+        // A primary that was deposed may have a client waiting for one of these: without an outcome, it is told that it is
+        // unknown.
+        let held = self.applied().borrow().log_id >= Some(log_id);
+        if held || self.skipping().skip(log_id) {
             return Ok(Vec::new());
         }
+        self.apply_alone(log_id, payload).await
+    }
+
+    /// [`Self::apply`] for who holds `applying`.
+    async fn apply_alone(&self, log_id: LogId, payload: &Payload) -> io::Result<Vec<Outcome>> {
         loop {
             let room = self.shared.room.notified();
             let (dirty, checkpoint_frozen) = {

@@ -25,7 +25,7 @@ use quorate_storage::identity::Identity;
 use quorate_storage::node_disk::{self, DiskError, NodeDisk};
 use quorate_storage::raft_types::{SnapshotMeta, TypeConfig, log_id};
 use quorate_storage::snapshot;
-use quorate_storage::state_machine::{FLUSH_BYTES, FULL_BYTES, SnapshotHandle, StateMachine};
+use quorate_storage::state_machine::{FLUSH_BYTES, FULL_BYTES, NotReplaced, SnapshotHandle, StateMachine};
 use quorate_storage::tables::base::{Base, FlushMeta};
 use support::{
     append, apply, create, entry, entry_of, identity, info, model_at, open, options, read_all, registry,
