@@ -1,5 +1,6 @@
 //! What the manager sees: the view of the global fault detector, and the cluster as its primary tells it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -103,13 +104,21 @@ impl Cluster {
 }
 
 /// Asks the server that was the primary last, and all others when it does not say who is. Of several answers the one of the
-/// latest term counts: others may be behind. Answers of another cluster, `ours` if it is known, do not count.
+/// latest term counts: others may be behind. Answers of another cluster than `ours`, if that is known, do not count; its id
+/// comes second.
 pub(super) async fn cluster(
     client: &reqwest::Client,
     urls: &mut Vec<String>,
     ours: Option<&str>,
-) -> Option<Cluster> {
-    let known = |cluster: &Cluster| ours.is_none_or(|ours| cluster.cluster_id == ours);
+) -> (Option<Cluster>, Option<String>) {
+    let foreign = RefCell::new(None);
+    let known = |cluster: &Cluster| {
+        let known = ours.is_none_or(|ours| cluster.cluster_id == ours);
+        if !known {
+            foreign.replace(Some(cluster.cluster_id.clone()));
+        }
+        known
+    };
     let mut best = match urls.first() {
         Some(first) => timeout(ASK_PRIMARY, ask(client, first)).await.ok().flatten().filter(known),
         None => None,
@@ -123,7 +132,7 @@ pub(super) async fn cluster(
         urls.retain(|url| *url != leader.url);
         urls.insert(0, leader.url.clone());
     }
-    best
+    (best, foreign.into_inner())
 }
 
 async fn ask(client: &reqwest::Client, url: &str) -> Option<Cluster> {

@@ -60,6 +60,8 @@ struct Manager {
     urls: Vec<String>,
     /// The cluster's id, once it is known.
     cluster_id: Option<String>,
+    /// Another cluster's id, that was told of.
+    foreign: Option<String>,
     /// The change under way.
     doing: Option<Doing>,
     /// Changes that were refused, when and why.
@@ -99,6 +101,7 @@ pub async fn run(args: RmArgs) -> Result<(), DetectorError> {
         settings: None,
         urls: Vec::new(),
         cluster_id: None,
+        foreign: None,
         doing: None,
         refused: Vec::new(),
         asked: BTreeMap::new(),
@@ -140,7 +143,8 @@ impl Manager {
                 self.urls.push(member.url.clone());
             }
         }
-        let cluster = look::cluster(&self.client, &mut self.urls, self.cluster_id.as_deref()).await;
+        let (cluster, foreign) =
+            look::cluster(&self.client, &mut self.urls, self.cluster_id.as_deref()).await;
         if let Some(cluster) = &cluster {
             self.settings = Some(cluster.settings.clone());
             self.cluster_id.get_or_insert_with(|| cluster.cluster_id.clone());
@@ -149,7 +153,18 @@ impl Manager {
         let refused = self.refused.iter().map(|(_, change, why)| (change.clone(), why.clone())).collect();
         let settings = self.settings.as_ref();
         let seen = look::seen(cluster.as_ref(), view, settings, &mut self.observer, refused, Instant::now());
-        let plan = plan(&seen);
+        let mut plan = plan(&seen);
+        if let (Some(foreign), Some(ours)) = (foreign, &self.cluster_id) {
+            let text = format!(
+                "a server of cluster {foreign} answers, and this manager's is {ours}: it is passed over. If the cluster was \
+                 made anew, start the manager again"
+            );
+            if self.foreign.as_ref() != Some(&foreign) {
+                tracing::warn!("{text}");
+                self.foreign = Some(foreign);
+            }
+            plan.waits.push(text);
+        }
         self.print(&seen, view);
         self.show(cluster.as_ref(), view, &seen, &plan);
         if self.args.dry_run {

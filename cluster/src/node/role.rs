@@ -12,6 +12,8 @@ use crate::error::{Code, NodeError};
 
 /// How often a witness looks who leads.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often a server looks whether it has to stand back. Each look wakes an idle process.
+const LOOK_WHETHER: Duration = Duration::from_millis(250);
 
 /// Before a witness tries again to give leadership up.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -86,7 +88,7 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             if std::mem::take(&mut stood_back) {
                 inner.raft.runtime_config().elect(true);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(LOOK_WHETHER).await;
             continue;
         }
         stood_back = true;

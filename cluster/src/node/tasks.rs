@@ -20,8 +20,8 @@ const FLUSH_ENTRIES: u64 = 20_000;
 const LOG_BYTES: u64 = 256 << 20;
 /// And so much when the disk is low.
 const LOG_BYTES_LOW: u64 = 64 << 20;
-/// How often it is looked.
-const POLL: Duration = Duration::from_millis(100);
+/// How often it is looked. Each look wakes an idle process.
+const POLL: Duration = Duration::from_millis(200);
 /// How often a primary looks whether a tick is due.
 const TICK: Duration = Duration::from_millis(100);
 /// A primary logs the time at least so often, so that a believable clock stays believable.
