@@ -31,7 +31,7 @@ DIR=${QUORATE_DIR:-$TARGET/cluster}
 export -n QUORATE_DIR QUORATE_BIN 2>/dev/null || true
 
 cmd_up() {
-    local count='' bare='' mode=''
+    local count='' bare='' mode='' name
     while (($#)); do
         case $1 in
             --bare) bare=yes ;;
@@ -48,9 +48,10 @@ cmd_up() {
     [[ -z $bare || -z $mode ]] || usage "--mode is said to the manager, and --bare has none: 'quorate cluster set mode $mode'"
     build_quorate
     if [[ -n $bare ]]; then
-        if is_running "$(pid_file GFD)" || is_running "$(pid_file RM)"; then
-            die "this cluster has its detectors: 'down' first, then 'up --bare'"
-        fi
+        # Each of them: 'down' ends a managed cluster's only while it is known to be one.
+        for name in $(role_names); do
+            is_running "$(pid_file "$name")" && die "this cluster has its detectors, and $name runs: 'down' first, then 'up --bare'"
+        done
         rm -f "$DIR/managed"
         bring_up "${count:-0}"
     else

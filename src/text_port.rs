@@ -236,8 +236,12 @@ impl TextPort {
             if expired {
                 self.sessions().remove(client);
             }
-            let why =
-                Problem::of_result(&outcome.result).map_or_else(String::new, |problem| problem.detail());
+            let why = match &outcome.result {
+                DeltaResult::SequenceAcked => format!(
+                    "the number is {KEPT} or more below the highest that {client} has used: go on above that"
+                ),
+                other => Problem::of_result(other).map_or_else(String::new, |problem| problem.detail()),
+            };
             // Under the session that is gone it may have been applied.
             return Err(Failed { why, maybe_applied: expired });
         };

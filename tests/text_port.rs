@@ -86,7 +86,7 @@ async fn what_cannot_be_carried_out_is_refused_and_changes_nothing() {
     assert_eq!(nc.say("<C1, S2, 5000, add 5, request>").await, "<C1, S2, 5000, 5, reply>");
     let max = i64::MAX;
     for (line, why) in [
-        ("<C1, S2, 3976, add 1, request>".to_owned(), "earlier"),
+        ("<C1, S2, 3976, add 1, request>".to_owned(), "below the highest"),
         ("<C1, S2, 5000, add 6, request>".to_owned(), "another command"),
         ("<C1, S3, 5001, add 1, request>".to_owned(), "this server is S2"),
         ("<LFD1, S3, 5001, heartbeat>".to_owned(), "this server is S2"),

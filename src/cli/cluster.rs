@@ -84,7 +84,7 @@ enum ClusterAction {
     /// Change a replicated setting
     #[command(after_help = "Example:\n  quorate cluster set mode active")]
     Set {
-        /// The setting, such as mode
+        /// The setting: mode, target-size, stabilization, restart, checkpoint-interval
         name: String,
         /// Its value
         #[arg(allow_hyphen_values = true)]

@@ -23,7 +23,7 @@ const LOG_LEVEL: &str = "info";
 /// What the detectors have in common.
 #[derive(Debug, Clone, Default, Args)]
 struct DetectorFlags {
-    /// The address to listen on, such as 127.0.0.1:8101
+    /// The address to listen on, such as 127.0.0.1:8101 (GFD) or 127.0.0.1:8201 (LFD1)
     #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket)]
     listen: Option<SocketAddr>,
     /// From one heartbeat's sending to the next [default: 250ms]

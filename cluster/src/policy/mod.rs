@@ -188,6 +188,11 @@ pub fn plan(seen: &Seen) -> Plan {
         None
     });
     plan.waits.append(&mut turn.waits);
+    let (data, target) = (turn.data_voters(), seen.settings.target_size);
+    let spare = seen.members.iter().any(|member| !member.voter && !member.witness);
+    if data < target && !spare && plan.change.is_none() {
+        plan.notes.push(format!("{data} of {target} data servers vote, and no further one is there"));
+    }
     plan
 }
 
@@ -246,6 +251,20 @@ impl<'a> Turn<'a> {
         member.silent.is_none()
             && member.view_dead.is_none()
             && member.steady.is_some_and(|time| time >= self.seen.settings.stabilization)
+    }
+
+    /// Says what keeps the learners, or the witness, from voting.
+    fn wait_for_learners(&mut self, witness: bool) {
+        for learner in self.seen.members.iter().filter(|member| !member.voter && member.witness == witness) {
+            let state = match (learner.silent, learner.steady) {
+                (Some(_), _) => "the primary does not hear of it".to_owned(),
+                (None, None) => "it is to catch up first".to_owned(),
+                (None, Some(time)) => {
+                    format!("steady for {time:.0?} of {:.0?}", self.seen.settings.stabilization)
+                }
+            };
+            self.waits.push(format!("promoting {learner}: {state}"));
+        }
     }
 
     /// Whether the voters after a change could go on: enough of them live, as far as the view and the primary know, and
@@ -380,19 +399,15 @@ fn fill(turn: &mut Turn<'_>) -> Decision {
                 .allowed(&format!("promoting {new}"), None, Some(new.id))
                 .then_some((Change::Promote { new: new.id }, why));
         }
-        let learners = turn.seen.members.iter().filter(|member| !member.voter && !member.witness);
-        for learner in learners {
-            let state = match (learner.silent, learner.steady) {
-                (Some(_), _) => "the primary does not hear of it".to_owned(),
-                (None, None) => "it is to catch up first".to_owned(),
-                (None, Some(time)) => {
-                    format!("steady for {time:.0?} of {:.0?}", turn.seen.settings.stabilization)
-                }
-            };
-            turn.waits.push(format!("promoting {learner}: {state}"));
-        }
+        turn.wait_for_learners(false);
     }
-    let new = turn.candidate(true).filter(|_| data == 2 && target >= 2 && turn.voters().count() == 2)?;
+    if !(data == 2 && target >= 2 && turn.voters().count() == 2) {
+        return None;
+    }
+    let Some(new) = turn.candidate(true) else {
+        turn.wait_for_learners(true);
+        return None;
+    };
     let why = "two data servers vote: with the witness, either may go".to_owned();
     turn.allowed("promoting the witness", None, Some(new.id))
         .then_some((Change::Promote { new: new.id }, why))
