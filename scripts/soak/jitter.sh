@@ -11,6 +11,8 @@ source scripts/lib/demo.sh
 
 MINUTES=${1:-30}
 RECORD=docs/soak/jitter.md
+# As it is when the binary is taken: a run is long.
+COMMIT=$(git rev-parse --short=12 HEAD)
 
 membership() { http_get "http://$RM/v1/rm" | json_field membership; }
 # Each change of the view is a line; one that begins a death counts.
@@ -76,7 +78,7 @@ if [[ ! -f $RECORD ]]; then
         'Servers, detectors and manager stall for 50 to 700 ms, again and again; scripts/soak/jitter.sh says how.' '' >"$RECORD"
 fi
 say "## $(date -u +%Y-%m-%d): $MINUTES minutes, nobody removed" "" \
-    "- commit: \`$(git rev-parse --short=12 HEAD)\`" \
+    "- commit: \`$COMMIT\`" \
     "- command: \`scripts/soak/jitter.sh $MINUTES\`" \
     "- date: $(date -u +%Y-%m-%dT%H:%M:%SZ), $((($(now_ms) - BEGUN) / 1000)) s" \
     "- machine: $(nproc) x $(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1), Linux $(uname -r)" \
