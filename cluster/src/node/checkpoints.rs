@@ -1,9 +1,9 @@
 //! Checkpoints: the primary sets them, every server compares its state with the others' at them, and one that differs
 //! from a majority has itself sent the state anew.
 //!
-//! Each judges itself by what a majority of the voters has. A server whose state
-//! differs has a log that is right: it goes on writing and acknowledging entries, so no majority is lost; but it serves
-//! nobody, and leads only while nobody else does. The state does not come as a Raft snapshot: openraft installs none that
+//! Each judges itself by what a majority of the voters has. A server whose state differs has a log that is right: it goes
+//! on writing and acknowledging entries, so no majority is lost; but it serves nobody, and leads only while nobody else
+//! does. The state does not come as a Raft snapshot: openraft installs none that
 //! its own log has passed. Nothing is applied until the tables are replaced by those of a later entry; what came behind that
 //! entry meanwhile is applied from the log.
 
@@ -146,7 +146,7 @@ impl Inner {
         // What is applied to a wrong state helps nobody, and the one that comes is to be a later one.
         let above = self.state.skip().await.map_or(0, |id| id.index);
         let result = self.fetch_state(id, &info, above).await;
-        // Also when it failed: then the log is needed for the next attempt, and may not wait too long to be purged.
+        // Also when it failed: what waits to be applied keeps the log from being purged.
         if let Err(e) = self.state.resume().await {
             self.fail(&e);
         }

@@ -225,7 +225,7 @@ impl State {
         let _applying = self.shared.applying.lock().await;
         // A primary that was deposed may have a client waiting for one of these: without an outcome, it is told that it is
         // unknown.
-        let held = self.applied().borrow().log_id >= Some(log_id);
+        let held = self.shared.applied.borrow().log_id >= Some(log_id);
         if held || self.skipping().skip(log_id) {
             return Ok(Vec::new());
         }
