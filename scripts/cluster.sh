@@ -121,9 +121,15 @@ cmd_kill() {
     local pid back="'${0##*/} start $1' brings it back"
     if is_managed && [[ $1 == [SW]* ]]; then
         if [[ ${2:-} == --stay ]]; then
-            tell "$1" hold || die "$(lfd_of "$1") does not answer, so $1 cannot be held down: 'start $(lfd_of "$1")' first"
+            require_detector "$1" "$1 cannot be held down"
+            tell "$1" hold || die "$(lfd_of "$1") does not answer, so $1 cannot be held down"
         else
             back="it is launched again by itself"
+            local name missing=()
+            for name in "$(lfd_of "$1")" GFD RM; do
+                if is_gone "$(pid_file "$name")" || is_paused "$(pid_file "$name")"; then missing+=("$name"); fi
+            done
+            ((${#missing[@]} == 0)) || back+=", but only when ${missing[*]} can work again ('start', 'resume')"
         fi
     fi
     pid=$(own_pid "$(pid_file "$1")")
@@ -183,12 +189,15 @@ cmd_wipe() {
     [[ $1 == [SW]* ]] || usage "wipe takes a server's name: $1 has no data"
     list_names
     refresh_pids
-    if is_managed; then
-        tell "$1" hold || is_gone "$(pid_file "$(lfd_of "$1")")" || die "$(lfd_of "$1") does not answer: it would launch $1 again"
+    if is_managed && ! is_gone "$(pid_file "$(lfd_of "$1")")"; then
+        require_detector "$1" "it would launch $1 again"
+        tell "$1" hold || die "$(lfd_of "$1") does not answer: it would launch $1 again"
     fi
     kill_now "$(pid_file "$1")"
     rm -rf "${DIR:?}/$1/data"
     say "Wiped $1; '${0##*/} start $1' joins it again, under a new node id."
+    ! any_running || wait_until 3 any_primary || warn "The others have no majority without $1, and a new $1 cannot join before they have:" \
+        "'${0##*/} status' shows which are down. Where a majority's data is gone, so is the cluster: 'down --clean'"
 }
 
 cmd_logs() {

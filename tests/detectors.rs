@@ -54,10 +54,11 @@ async fn a_server_outlives_its_detector_and_the_next_one_adopts_it() {
     watched.lfds[0].kill9();
     watched
         .until("the GFD misses LFD1", async || {
-            let log = watched.gfd.log();
-            log.contains("LFD1 is silent").then_some(()).ok_or(log)
+            let member = watched.member(0).await?;
+            if member["lfd_silent"] == true { Ok(()) } else { Err(member.to_string()) }
         })
         .await;
+    assert!(watched.gfd.log().contains("LFD1 is silent"));
     assert_eq!(watched.member(0).await.expect("S1")["since_ms"], since, "it was alive all the time");
     watched.lfds[0].start();
     watched

@@ -28,6 +28,14 @@ tell() {
     curl -fsS --noproxy '*' --max-time 5 -X POST "http://$(lfd_address "$1")/v1/$2" >/dev/null 2>&1
 }
 
+# require_detector SERVER WHY: its detector can be told something. What a paused one is told, it would do later on.
+require_detector() {
+    local lfd
+    lfd=$(lfd_of "$1")
+    is_gone "$(pid_file "$lfd")" && die "$lfd does not run, so $2: 'start $lfd' first"
+    ! is_paused "$(pid_file "$lfd")" || die "$lfd is paused, so $2: 'resume $lfd' first"
+}
+
 # Takes the servers' pids over from their detectors. A pid is believed when the process has our directory.
 refresh_pids() {
     local name pid start

@@ -5,6 +5,12 @@
 # shellcheck source=scripts/lib/stage.sh
 source "$(dirname "${BASH_SOURCE[0]}")/stage.sh"
 
+(($# == 0)) || {
+    [[ $1 == -h || $1 == --help ]] || usage "a scenario takes nothing"
+    sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "$0"
+    exit
+}
+
 CLIENTS=(C1 C2 C3)
 
 lines_of() { { cat "$DIR/$1.out" 2>/dev/null || true; } | wc -l; }

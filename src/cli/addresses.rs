@@ -56,8 +56,9 @@ pub(crate) fn host_and_port(flag: &'static str, address: &str) -> Result<(), Con
     }
 }
 
-/// The URL of whoever serves HTTP at a `HOST:PORT`.
+/// The URL of whoever serves HTTP at a `HOST:PORT`, which may be written as a URL.
 pub(crate) fn url_of(flag: &'static str, address: &str) -> Result<Url, ConfigError> {
+    let address = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
     host_and_port(flag, address)?;
     Url::parse(&format!("http://{address}")).or_else(|cause| wrong(flag, format!("{address}: {cause}")))
 }

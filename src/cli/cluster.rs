@@ -242,15 +242,22 @@ impl Change {
         let voters = reply.get("voters").and_then(Value::as_array).map(Vec::len);
         let fragile = voters.filter(|_| change != MembershipChange::Promote).and_then(fragile);
         // Who has a view has a manager, most likely.
-        let managed = change == MembershipChange::Remove
-            && client.cluster().await.is_ok_and(|status| !status.view.is_null());
-        let again = managed.then_some(STAYS_REMOVED);
+        let undone = match change {
+            MembershipChange::Promote => None,
+            MembershipChange::Demote => Some(STAYS_DEMOTED),
+            MembershipChange::Remove => Some(STAYS_REMOVED),
+        };
+        let managed = undone.is_some() && client.cluster().await.is_ok_and(|status| !status.view.is_null());
+        let again = undone.filter(|_| managed);
         let notes: Vec<&str> = fragile.into_iter().chain(again).collect();
         let note = (!notes.is_empty()).then(|| notes.join("\n"));
         Ok(Printed { note, ..Printed::new(format!("{} {done}", self.name), reply.body) })
     }
 }
 
+/// What whoever demotes a server should know.
+const STAYS_DEMOTED: &str = "a replication manager makes a learner a voter again while fewer than target-size vote: set \
+                             target-size, or run no manager";
 /// What whoever removes a server should know.
 const STAYS_REMOVED: &str =
     "a replication manager takes a removed server back while it runs: stop it for good, or run no manager";

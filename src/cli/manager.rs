@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use reqwest::Url;
 use serde::Deserialize;
 
 use super::connect::runtime;
@@ -60,9 +61,8 @@ enum RmAction {
 
 pub(super) fn run(flags: RmFlags, config: &Config) -> Result<Exit, CliError> {
     if let Some(RmAction::Explain { rm, json }) = flags.action {
-        let rm = config.pick("rm", rm, config::parsed)?.unwrap_or_else(|| DEFAULT_RM.to_owned());
-        addresses::host_and_port("--rm", &rm)?;
-        return explain(&rm, json);
+        let rm: String = config.pick("rm", rm, config::parsed)?.unwrap_or_else(|| DEFAULT_RM.to_owned());
+        return explain(&addresses::url_of("--rm", &rm)?, json);
     }
     let gfd: String = config.require("gfd", flags.gfd, config::parsed)?;
     let arguments = RmArgs {
@@ -101,7 +101,7 @@ struct Next {
     why: String,
 }
 
-fn explain(rm: &str, json: bool) -> Result<Exit, CliError> {
+fn explain(rm: &Url, json: bool) -> Result<Exit, CliError> {
     let body = runtime()?.block_on(ask(rm)).map_err(|error| {
         CliError::failed(format!(
             "no replication manager answers at {rm}: {error}. Is it running (`quorate rm`)? --rm names another one"
@@ -118,9 +118,9 @@ fn explain(rm: &str, json: bool) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-async fn ask(rm: &str) -> Result<Vec<u8>, reqwest::Error> {
+async fn ask(rm: &Url) -> Result<Vec<u8>, reqwest::Error> {
     let client = reqwest::Client::builder().no_proxy().build()?;
-    let answer = client.get(format!("http://{rm}/v1/rm")).timeout(ASK_TIMEOUT).send().await?;
+    let answer = client.get(format!("{rm}v1/rm")).timeout(ASK_TIMEOUT).send().await?;
     Ok(answer.error_for_status()?.bytes().await?.into())
 }
 

@@ -121,7 +121,7 @@ pub(crate) struct ServerFlags {
     /// The shortest time without a primary before an election, such as 300ms
     #[arg(long, value_name = "TIME", value_parser = config::duration, help_heading = TIMING)]
     election_timeout: Option<Duration>,
-    /// The interval of the primary's heartbeats, such as 50ms
+    /// The interval of the primary's heartbeats, such as 100ms
     #[arg(long, value_name = "TIME", value_parser = config::duration, help_heading = TIMING)]
     heartbeat: Option<Duration>,
     /// What to log on stderr: error, warn, info, debug, trace, or directives [default: info]
@@ -203,14 +203,15 @@ fn check_timing(heartbeat: Option<Duration>, election_timeout: Option<Duration>)
     let default = Timing::default();
     let (heartbeat, election) =
         (heartbeat.unwrap_or(default.heartbeat), election_timeout.unwrap_or(default.election.0));
-    if heartbeat >= Duration::from_millis(1) && election >= heartbeat * 2 {
+    // An election begins three election time-outs after the last heartbeat, at the earliest.
+    if heartbeat >= Duration::from_millis(1) && election * 2 >= heartbeat * 3 {
         return Ok(());
     }
     Err(ConfigError::Value {
         origin: "--heartbeat and --election-timeout".to_owned(),
         cause: format!(
             "a heartbeat every {heartbeat:?} and elections after {election:?} without one do not go together; the \
-             heartbeat takes at least 1ms, and the election time-out two heartbeats"
+             heartbeat takes at least 1ms, and the election time-out one and a half heartbeats"
         ),
     })
 }

@@ -85,15 +85,23 @@ fn primary(status: &ClusterStatus) -> String {
 }
 
 fn state(status: &ClusterStatus) -> String {
-    let settled = match status.settled {
-        Some(true) => "settled",
-        Some(false) => "unsettled",
-        None => "unknown",
-    };
-    if status.membership.joint {
-        format!("{settled}, in the middle of a membership change")
-    } else {
-        settled.to_owned()
+    match status.settled {
+        Some(true) => "settled: every member is ready, no change is half done".to_owned(),
+        Some(false) => {
+            let mut why: Vec<String> = Vec::new();
+            if status.primary.is_none() {
+                why.push("there is no primary".to_owned());
+            }
+            if status.membership.joint {
+                why.push("a membership change is half done".to_owned());
+            }
+            for server in status.servers.iter().filter(|server| server.ready == Some(false)) {
+                let what = if server.state == "alive" { "not ready" } else { &plain(&server.state) };
+                why.push(format!("{} is {what}", cell(&server.name)));
+            }
+            format!("unsettled{}{}", if why.is_empty() { "" } else { ": " }, why.join(", "))
+        }
+        None => "unknown".to_owned(),
     }
 }
 
@@ -101,8 +109,12 @@ fn view(view: &Value) -> String {
     let members = view.get("members").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let members: Vec<_> = members
         .iter()
-        .map(|member| match (member.get("name"), member.get("state")) {
-            (Some(name), Some(state)) => format!("{} {}", plain(name), plain(state)),
+        .map(|member| match (member.get("name"), member.get("state"), member.get("lfd_silent")) {
+            (Some(name), Some(state), Some(Value::Bool(true))) => {
+                let lfd = member.get("lfd").map_or_else(|| "its detector".to_owned(), plain);
+                format!("{} {} ({lfd} silent)", plain(name), plain(state))
+            }
+            (Some(name), Some(state), _) => format!("{} {}", plain(name), plain(state)),
             _ => plain(member),
         })
         .collect();

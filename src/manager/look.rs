@@ -154,7 +154,12 @@ pub(super) async fn follow(
     let mut away = false;
     loop {
         let answer = match timeout(ASK, client.get(&url).send()).await {
-            Ok(answer) => answer.and_then(reqwest::Response::error_for_status).map_err(|error| chain(&error)),
+            Ok(answer) => {
+                answer.and_then(reqwest::Response::error_for_status).map_err(|error| match error.status() {
+                    Some(status) => format!("{status}: whoever listens there is no global fault detector"),
+                    None => chain(&error),
+                })
+            }
             Err(_) => Err(format!("no answer within {ASK:?}")),
         };
         match answer {
@@ -171,7 +176,7 @@ pub(super) async fn follow(
                 tracing::warn!(%gfd, "the view has ended");
             }
             Err(error) if !away => {
-                tracing::warn!(error, %gfd, "the global fault detector does not answer; it is tried for ever");
+                tracing::warn!(error, %gfd, "the view cannot be had from the global fault detector; it is tried for ever");
                 away = true;
             }
             Err(_) => {}

@@ -154,6 +154,10 @@ impl Manager {
         let settings = self.settings.as_ref();
         let seen = look::seen(cluster.as_ref(), view, settings, &mut self.observer, refused, Instant::now());
         let mut plan = plan(&seen);
+        for member in view.into_iter().flat_map(|view| &view.members).filter(|member| member.lfd_silent) {
+            plan.notes
+                .push(format!("{} is silent: nobody would launch {} if it ended", member.lfd, member.name));
+        }
         if let (Some(foreign), Some(ours)) = (foreign, &self.cluster_id) {
             let text = format!(
                 "a server of cluster {foreign} answers, and this manager's is {ours}: it is passed over. If the cluster was \

@@ -50,6 +50,8 @@ pub struct Member {
     pub incarnation: u64,
     /// Somebody wants it to stay down.
     pub held: bool,
+    /// Its detector is silent: the state is what the global one finds, and nobody launches it.
+    pub lfd_silent: bool,
     /// Since when it is in this state, by the global detector's clock, in milliseconds since the Unix epoch.
     pub since_ms: Millis,
 }
@@ -97,7 +99,8 @@ impl Views {
         }
         *newest = report.order;
         let Report { lfd, lfd_url, order: _, name, url, state, incarnation, held } = report;
-        let told = Member { name, lfd, lfd_url, url, state, incarnation, held, since_ms: now };
+        let told =
+            Member { name, lfd, lfd_url, url, state, incarnation, held, lfd_silent: false, since_ms: now };
         match self.view.members.binary_search_by(|member| member.name.cmp(&told.name)) {
             Err(place) => self.view.members.insert(place, told),
             Ok(place) => {
@@ -123,10 +126,13 @@ impl Views {
         let Some(known) = self.view.members.iter_mut().find(|member| member.name == name) else {
             return false;
         };
-        if known.state == state {
+        if known.state == state && known.lfd_silent {
             return false;
         }
-        (known.state, known.since_ms) = (state, now);
+        if known.state != state {
+            (known.state, known.since_ms) = (state, now);
+        }
+        known.lfd_silent = true;
         self.view.revision += 1;
         true
     }
@@ -183,6 +189,15 @@ mod tests {
         assert!(!views.judged("S1", Health::Dead, 1), "nobody knows it");
         views.reported(report("S1", Health::Alive, 1, 1), 1);
         assert!(views.judged("S1", Health::Dead, 2) && !views.judged("S1", Health::Dead, 3));
-        assert_eq!((views.view().revision, views.view().member("S1").unwrap().since_ms), (2, 2));
+        let member = views.view().member("S1").unwrap();
+        assert_eq!((views.view().revision, member.since_ms, member.lfd_silent), (2, 2, true));
+        // Its detector is back, and has not launched it yet.
+        assert!(views.reported(report("S1", Health::Dead, 1, 2), 4));
+        let member = views.view().member("S1").unwrap();
+        assert_eq!((views.view().revision, member.since_ms, member.lfd_silent), (3, 2, false));
+        // A detector is missed whose server lives.
+        views.reported(report("S1", Health::Alive, 1, 3), 5);
+        assert!(views.judged("S1", Health::Alive, 6) && !views.judged("S1", Health::Alive, 7));
+        assert_eq!(views.view().member("S1").unwrap().since_ms, 5);
     }
 }

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use quorate_storage::raft_types::{NodeId, NodeInfo};
 
 use super::Inner;
+use super::tasks::POLL;
 use crate::message::Request;
 use crate::transport::lane::CallError;
 
-/// How often it is looked.
-const POLL: Duration = Duration::from_millis(200);
 /// How often it is asked who answers in the place of a member that is away.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const ASK_LIMIT: Duration = Duration::from_secs(1);
@@ -98,7 +97,7 @@ pub(super) async fn watch(inner: Arc<Inner>) {
     let mut contacts = Contacts::default();
     let mut primary = None;
     loop {
-        tokio::time::sleep(POLL).await;
+        inner.pace(POLL).await;
         let heard = inner.working_leader();
         if heard != primary {
             primary = heard;

@@ -15,7 +15,7 @@ use super::Inner;
 use crate::error::{Code, NodeError};
 
 /// How often it is looked at.
-const POLL: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(400);
 /// A sync that takes so long is told of. Disks that are merely busy end theirs within a second or so.
 const HANG: Duration = Duration::from_secs(2);
 
@@ -103,7 +103,7 @@ impl DiskWatch {
 /// Looks at the free space, for as long as the node runs.
 pub(super) async fn watch_room(inner: Arc<Inner>) {
     loop {
-        tokio::time::sleep(POLL).await;
+        inner.pace(POLL).await;
         inner.disk.look();
         if !inner.disk.is_low() || !inner.is_leader() {
             continue;
@@ -127,7 +127,7 @@ pub(super) async fn watch_syncs(inner: Arc<Inner>) {
     // What was committed when the hang was noticed.
     let mut hung = None;
     loop {
-        tokio::time::sleep(POLL).await;
+        inner.pace(POLL).await;
         match (inner.hang(), hung) {
             (None, None) => {}
             (None, Some(_)) => {

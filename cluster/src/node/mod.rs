@@ -61,9 +61,9 @@ type Raft = openraft::Raft<TypeConfig, StateMachine>;
 /// How fast failures are noticed.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
-    /// Between heartbeats.
+    /// Between heartbeats. openraft's core wakes up about five times in each.
     pub heartbeat: Duration,
-    /// The election timeout is drawn between these.
+    /// An election begins when the greater one is over, the lease, and then a time drawn between both.
     pub election: (Duration, Duration),
 }
 
@@ -71,7 +71,7 @@ impl Default for Timing {
     /// Failover within about half a second (docs/reliability.md).
     fn default() -> Self {
         let ms = Duration::from_millis;
-        Self { heartbeat: ms(50), election: (ms(150), ms(300)) }
+        Self { heartbeat: ms(100), election: (ms(150), ms(300)) }
     }
 }
 

@@ -64,9 +64,9 @@ impl Node {
                 return Err(error.with_primary(inner.leader_url()).retry_after(50));
             }
             let result = inner.propose_once(Arc::clone(&commands), deadline, false).await;
-            // Only what certainly did nothing is tried again here.
+            // Only what certainly did nothing is tried again here. A primary that was just started may not have caught up.
             let retry = matches!(&result, Err(e) if e.attempt == Attempt::NotApplied
-                && matches!(e.code, Code::NotPrimary | Code::NoPrimary));
+                && matches!(e.code, Code::NotPrimary | Code::NoPrimary | Code::NotReady));
             if !retry || Instant::now() + RETRY_PAUSE >= deadline {
                 return result;
             }

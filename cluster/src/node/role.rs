@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::tasks::POLL;
 use super::{Inner, Node};
 use crate::error::{Code, NodeError};
 
-/// How often a witness looks who leads.
+/// For so long a mode that was read counts as the cluster's.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often a server looks whether it has to stand back. Each look wakes an idle process.
-const LOOK_WHETHER: Duration = Duration::from_millis(250);
-
 /// Before a witness tries again to give leadership up.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -88,7 +86,7 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             if std::mem::take(&mut stood_back) {
                 inner.raft.runtime_config().elect(true);
             }
-            tokio::time::sleep(LOOK_WHETHER).await;
+            inner.pace(POLL).await;
             continue;
         }
         stood_back = true;
@@ -108,6 +106,9 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             // Each attempt holds up the writes for a moment.
             tokio::time::sleep(AGAIN).await;
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::select! {
+            () = inner.leader_may_change(POLL) => {}
+            () = inner.pace(POLL) => {}
+        }
     }
 }

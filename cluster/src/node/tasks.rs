@@ -21,7 +21,7 @@ const LOG_BYTES: u64 = 256 << 20;
 /// And so much when the disk is low.
 const LOG_BYTES_LOW: u64 = 64 << 20;
 /// How often it is looked. Each look wakes an idle process.
-const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
 /// How often a primary looks whether a tick is due.
 const TICK: Duration = Duration::from_millis(100);
 /// A primary logs the time at least so often, so that a believable clock stays believable.
@@ -30,6 +30,16 @@ const LOG_TIME: u64 = 600_000;
 const CLOCKS: Duration = Duration::from_secs(1);
 /// After this time a server that catches up asks anew how far it has to come.
 const CATCH_UP: Duration = Duration::from_secs(30);
+
+impl Inner {
+    /// Sleeps until the next multiple of `period` since the start. So tasks that look again and again do so together, and an
+    /// idle process wakes up once for all of them.
+    pub(super) async fn pace(&self, period: Duration) {
+        let periods = self.started.elapsed().as_nanos() / period.as_nanos() + 1;
+        let next = period.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
+        tokio::time::sleep_until((self.started + next).into()).await;
+    }
+}
 
 /// Starts the tasks; they end when the node stops.
 pub(super) fn spawn(inner: &Arc<Inner>) {
@@ -78,7 +88,7 @@ async fn recover(inner: Arc<Inner>) {
     // be taken down for an upgrade, say.
     while let Err(error) = inner.confirmed_read(false, Instant::now() + CATCH_UP).await {
         tracing::debug!(%error, "not caught up yet");
-        tokio::time::sleep(POLL).await;
+        inner.pace(POLL).await;
     }
     inner.compare_at_start().await;
     inner.recovered.store(true, Ordering::Relaxed);
@@ -96,7 +106,10 @@ async fn watch_core(inner: Arc<Inner>) {
             }
             return;
         }
-        let _ = tokio::time::timeout(Duration::from_millis(200), metrics.changed()).await;
+        tokio::select! {
+            _ = metrics.changed() => {}
+            () = inner.pace(POLL) => {}
+        }
     }
 }
 
@@ -105,7 +118,7 @@ async fn flush(inner: Arc<Inner>) {
     loop {
         let forced = tokio::select! {
             () = inner.state.flush_wanted() => true,
-            () = tokio::time::sleep(POLL) => false,
+            () = inner.pace(POLL) => false,
         };
         let flushed = inner.state.last_flush().applied.map_or(0, |id| id.index);
         if let Some(upto) = excess(&inner, flushed)
@@ -151,7 +164,7 @@ async fn tick(inner: Arc<Inner>) {
     let mut compared = Instant::now();
     let mut leads = Instant::now();
     loop {
-        tokio::time::sleep(TICK).await;
+        inner.pace(if inner.is_leader() { TICK } else { POLL }).await;
         if !inner.is_leader() || inner.disk.is_low() {
             leads = Instant::now();
             continue;
