@@ -98,7 +98,17 @@ impl Inner {
     /// Waits until the leader changes, at most `limit`.
     pub(super) async fn leader_may_change(&self, limit: Duration) {
         let mut metrics = self.raft.server_metrics();
-        let _ = tokio::time::timeout(limit, metrics.changed()).await;
+        let before = metrics.borrow_watched().clone();
+        let changes = async {
+            // A receiver of its own takes what was before it for a change.
+            while *metrics.borrow_watched() == before {
+                if metrics.changed().await.is_err() {
+                    // The Raft core has ended: whoever waits here has a time limit.
+                    return std::future::pending().await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(limit, changes).await;
     }
 
     /// Why this node, as primary, takes no writes now.

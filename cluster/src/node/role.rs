@@ -106,9 +106,6 @@ pub(super) async fn stand_back(inner: Arc<Inner>) {
             // Each attempt holds up the writes for a moment.
             tokio::time::sleep(AGAIN).await;
         }
-        tokio::select! {
-            () = inner.leader_may_change(POLL) => {}
-            () = inner.pace(POLL) => {}
-        }
+        inner.leader_may_change(POLL).await;
     }
 }
