@@ -64,9 +64,13 @@ impl Node {
                 return Err(error.with_primary(inner.leader_url()).retry_after(50));
             }
             let result = inner.propose_once(Arc::clone(&commands), deadline, false).await;
-            // Only what certainly did nothing is tried again here. A primary that was just started may not have caught up.
-            let retry = matches!(&result, Err(e) if e.attempt == Attempt::NotApplied
-                && matches!(e.code, Code::NotPrimary | Code::NoPrimary | Code::NotReady));
+            // Only what certainly did nothing is tried again here.
+            let retry = matches!(&result, Err(e) if e.attempt == Attempt::NotApplied && match e.code {
+                Code::NotPrimary | Code::NoPrimary => true,
+                // The primary, just started, has not caught up; this server may be told to turn elsewhere.
+                Code::NotReady => inner.readable().is_ok(),
+                _ => false,
+            });
             if !retry || Instant::now() + RETRY_PAUSE >= deadline {
                 return result;
             }
