@@ -56,7 +56,7 @@ const KEYS: &[&str] = &[
 ];
 
 /// The tables that a file may hold.
-const SECTIONS: &[&str] = &["server", "client", "cluster", "bench", "lfd", "gfd", "rm"];
+const SECTIONS: &[&str] = &["server", "client", "cluster", "chat", "exchange", "bench", "lfd", "gfd", "rm"];
 
 /// A setting that cannot be used, with where it was found and what is expected.
 #[derive(Debug, thiserror::Error)]
@@ -225,12 +225,21 @@ impl Config {
 
 /// Where the console keeps its history: the XDG state directory, else the home directory.
 pub fn history_file() -> Option<PathBuf> {
-    let directory =
-        |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     directory("XDG_STATE_HOME")
         .filter(|path| path.is_dir())
         .map(|path| path.join("quorate_history"))
         .or_else(|| directory("HOME").map(|path| path.join(".quorate_history")))
+}
+
+/// Where what a client has to remember is kept.
+pub fn state_dir() -> Option<PathBuf> {
+    directory("XDG_STATE_HOME")
+        .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
+        .map(|path| path.join("quorate"))
+}
+
+fn directory(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 fn variable(key: &str) -> String {

@@ -67,7 +67,7 @@ async fn of_the_client_library() {
             let servers = urls.iter().cycle().skip(first).take(3).cloned();
             let client: Client =
                 Client::builder().servers(servers).timeout(PATIENCE).build().expect("a client");
-            tokio::spawn(collect(client.watch("counter", None, Some(Position::after(0))), "end"))
+            tokio::spawn(collect(client.watch("counter", &[], Some(Position::after(0))), "end"))
         })
         .collect();
     let load = Load::start(CLIENTS, &COUNTERS, &cluster.client());

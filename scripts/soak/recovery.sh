@@ -18,6 +18,8 @@ cd "$(dirname "$0")/../.."
 source scripts/lib/process.sh
 # shellcheck source=scripts/lib/servers.sh
 source scripts/lib/servers.sh
+# shellcheck source=scripts/lib/detectors.sh
+source scripts/lib/detectors.sh
 
 DIR=$TARGET/soak/cluster
 RECORD=docs/soak/recovery.md

@@ -6,12 +6,14 @@
 
 mod addresses;
 mod bench;
+mod chat;
 mod client;
 mod cluster;
 mod common;
 mod connect;
 mod console;
 mod detectors;
+mod exchange;
 mod manager;
 mod output;
 mod repeat;
@@ -118,6 +120,10 @@ enum Command {
     Cluster(Box<cluster::ClusterArgs>),
     /// Work with counters and registers
     Client(Box<client::ClientArgs>),
+    /// Talk to others
+    Chat(Box<chat::ChatArgs>),
+    /// Trade stocks
+    Exchange(Box<exchange::ExchangeArgs>),
     /// Measure a cluster's speed
     Bench(Box<bench::BenchArgs>),
     /// Print completions for a shell
@@ -186,6 +192,8 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
         Command::Rm(flags) => manager::run(*flags, &Config::load(file, "rm")?),
         Command::Cluster(arguments) => cluster::run(*arguments, file, &registry),
         Command::Client(arguments) => client::run(*arguments, &Config::load(file, "client")?),
+        Command::Chat(arguments) => chat::run(*arguments, &Config::load(file, "chat")?),
+        Command::Exchange(arguments) => exchange::run(*arguments, &Config::load(file, "exchange")?),
         Command::Bench(arguments) => bench::run(*arguments, &Config::load(file, "bench")?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

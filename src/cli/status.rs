@@ -180,7 +180,7 @@ fn plain_table() -> Table {
 }
 
 /// A table without frame has blanks at both ends of its lines.
-fn trimmed(table: &Table) -> String {
+pub(super) fn trimmed(table: &Table) -> String {
     let lines: Vec<_> =
         table.lines().map(|line| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned()).collect();
     lines.join("\n")
@@ -213,7 +213,7 @@ fn yes_or_no(value: Option<bool>) -> String {
 }
 
 /// Milliseconds since 1970 as a date and a time, UTC. The calendar is Howard Hinnant's `civil_from_days`.
-fn utc(time_ms: u64) -> String {
+pub(super) fn utc(time_ms: u64) -> String {
     let (days, ms) = (time_ms / 86_400_000, time_ms % 86_400_000);
     let shifted = days + 719_468; // days since 0000-03-01
     let era = shifted / 146_097;

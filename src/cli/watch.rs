@@ -52,7 +52,7 @@ pub(crate) async fn run(
     connection: &Connection,
 ) -> Result<Exit, CliError> {
     let topic = arguments.topic.as_deref().or(counter);
-    let mut watch = client.watch(&arguments.service, topic, arguments.from);
+    let mut watch = client.watch(&arguments.service, topic.as_slice(), arguments.from);
     if let Some(from) = arguments.from {
         note_ahead(client, from, connection.timeout.min(LOOK_TIMEOUT)).await;
     }

@@ -24,8 +24,10 @@
 //! - A named session belongs to one client at a time: two that number the same session get in each other's way.
 
 mod builder;
+mod chat;
 mod cluster;
 mod error;
+mod exchange;
 mod group;
 mod hooks;
 mod problem;
@@ -52,8 +54,11 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 pub use builder::{BuildError, ClientBuilder, DEFAULT_SERVERS, DEFAULT_SESSION_TTL, DEFAULT_TIMEOUT};
+pub(crate) use chat::is_refusal;
+pub use chat::{Chat, ChatAccount, ChatEvent, ChatEvents, ChatLine, ChatLogin, ChatSaid};
 pub use cluster::{ClusterStatus, LogPage, LoggedDelta, Membership, MembershipChange, ServerStatus};
 pub use error::{Error, Failure, Refused, TRIED_KEPT, Tried};
+pub use exchange::{Exchange, Ordered, Orders, OrdersQuery, Stock};
 pub use group::Group;
 pub use hooks::{Call, Hooks};
 pub use services::{

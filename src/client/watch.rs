@@ -89,7 +89,7 @@ type Events = Pin<Box<dyn Stream<Item = Result<eventsource_stream::Event, String
 pub struct Watch {
     client: Client,
     service: String,
-    topic: Option<String>,
+    topics: Vec<String>,
     position: Option<Position>,
     /// Has an event been handed out, so that the position is an event's?
     resumed: bool,
@@ -101,19 +101,20 @@ impl fmt::Debug for Watch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch")
             .field("service", &self.service)
-            .field("topic", &self.topic)
+            .field("topics", &self.topics)
             .field("position", &self.position)
             .finish_non_exhaustive()
     }
 }
 
 impl Client {
-    /// Watches the events of a service: those of one topic, or all; those after a position, or from now on.
-    pub fn watch(&self, service: &str, topic: Option<&str>, from: Option<Position>) -> Watch {
+    /// Watches the events of a service: those of some topics, or all if none is given; those after a position, or from now
+    /// on.
+    pub fn watch(&self, service: &str, topics: &[&str], from: Option<Position>) -> Watch {
         Watch {
             client: self.clone(),
             service: service.to_owned(),
-            topic: topic.map(str::to_owned),
+            topics: topics.iter().map(ToString::to_string).collect(),
             position: from,
             resumed: false,
             open: None,
@@ -203,7 +204,7 @@ impl Watch {
     /// One attempt; no error means that another server is to be tried.
     async fn connect_to_current(&mut self, history: &mut History) -> Result<Events, Option<Error>> {
         let mut query = vec![("service", self.service.clone())];
-        query.extend(self.topic.clone().map(|topic| ("topic", topic)));
+        query.extend(self.topics.iter().map(|topic| ("topic", topic.clone())));
         let position = self.position.map(|position| position.to_string());
         let last_event_id = position.clone().filter(|_| self.resumed);
         if last_event_id.is_none() {

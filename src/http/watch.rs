@@ -14,12 +14,13 @@ use quorate_cluster::node::Node;
 use quorate_storage::machine::{Compacted, Position};
 use quorate_storage::service::Event;
 use quorate_storage::state_machine::Applied;
-use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::problem::Problem;
 use super::{Answer, App, Shared};
 
+/// At most so many topics in one watch.
+const MAX_TOPICS: usize = 16;
 /// Events read at once.
 const PAGE: usize = 256;
 /// A server that knows no primary for so long hears of no events.
@@ -27,16 +28,50 @@ const CUT_OFF: Duration = Duration::from_secs(3);
 /// A comment goes out so often, so that a client sees a dead connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Params {
+/// Of whom, about what and from where.
+#[derive(Debug, Default)]
+struct Params {
     service: Option<String>,
-    topic: Option<String>,
+    /// Any of these; all when there are none.
+    topics: Vec<String>,
     from: Option<String>,
 }
 
+impl Params {
+    /// `topic` may be given several times.
+    fn read(pairs: Vec<(String, String)>) -> Result<Self, Problem> {
+        let mut params = Self::default();
+        for (name, value) in pairs {
+            let once = match name.as_str() {
+                "service" => params.service.replace(value).is_none(),
+                "from" => params.from.replace(value).is_none(),
+                "topic" if params.topics.len() < MAX_TOPICS => {
+                    params.topics.push(value);
+                    true
+                }
+                "topic" => {
+                    return Err(Problem::bad_request(format!("a watch has at most {MAX_TOPICS} topics")));
+                }
+                _ => {
+                    let text = format!("unknown parameter {name:?}; there are: service, topic, from");
+                    return Err(Problem::bad_request(text));
+                }
+            };
+            if !once {
+                return Err(Problem::bad_request(format!("{name} is given twice")));
+            }
+        }
+        Ok(params)
+    }
+}
+
 /// `GET /v1/watch`
-pub(super) async fn watch(State(app): Shared, Query(params): Query<Params>, headers: HeaderMap) -> Answer {
+pub(super) async fn watch(
+    State(app): Shared,
+    Query(pairs): Query<Vec<(String, String)>>,
+    headers: HeaderMap,
+) -> Answer {
+    let params = Params::read(pairs)?;
     super::serves(&app).await?;
     // Not ready: events that were shown before the restart might be missing.
     app.node.read_point(quorate_cluster::node::ReadLevel::Stale { max_age: None }, super::deadline()).await?;
@@ -83,7 +118,7 @@ impl Reader {
     fn read(&mut self) -> Result<bool, Problem> {
         let wanted = |event: &Event| {
             self.params.service.as_ref().is_none_or(|service| *service == event.service)
-                && self.params.topic.as_ref().is_none_or(|topic| *topic == event.topic)
+                && (self.params.topics.is_empty() || self.params.topics.contains(&event.topic))
         };
         let node: &Node = &self.app.node;
         let page = node.state().read(|machine| machine.events(self.after, PAGE, wanted));

@@ -45,11 +45,13 @@ pub(crate) struct Setup {
     pub(crate) proxied: bool,
     /// Servers whose directories lie elsewhere, below the given one.
     pub(crate) places: BTreeMap<String, PathBuf>,
+    /// What the servers run, when it is not `quorate`.
+    pub(crate) program: Option<PathBuf>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { servers: 3, flags: Vec::new(), proxied: false, places: BTreeMap::new() }
+        Self { servers: 3, flags: Vec::new(), proxied: false, places: BTreeMap::new(), program: None }
     }
 }
 
@@ -76,6 +78,9 @@ impl Cluster {
         let (mut servers, mut proxies) = (BTreeMap::new(), BTreeMap::new());
         for name in (1..=setup.servers).map(|n| format!("S{n}")) {
             let mut server = Server::new(&name, dir.path());
+            if let Some(program) = &setup.program {
+                server.program.clone_from(program);
+            }
             if let Some(place) = setup.places.get(&name) {
                 server.data = place.join(&name);
             }

@@ -49,6 +49,8 @@ pub(crate) struct Server {
     pub(crate) data: PathBuf,
     /// The URL that the server tells others, when it is not that of `listen`.
     pub(crate) advertise: Option<String>,
+    /// What is run.
+    pub(crate) program: PathBuf,
     /// How many files the process may open, when that is to be few.
     pub(crate) file_limit: Option<u32>,
     log: PathBuf,
@@ -63,6 +65,7 @@ impl Server {
             peer: Port::reserve(),
             data: dir.join(name),
             advertise: None,
+            program: env!("CARGO_BIN_EXE_quorate").into(),
             file_limit: None,
             log: dir.join(format!("{name}.log")),
             child: Mutex::new(None),
@@ -93,13 +96,12 @@ impl Server {
     fn command(&self, words: &[&str]) -> Command {
         let log =
             OpenOptions::new().create(true).append(true).open(&self.log).expect("the server's log file");
-        let program = env!("CARGO_BIN_EXE_quorate");
         let mut command = match self.file_limit {
-            None => Command::new(program),
+            None => Command::new(&self.program),
             Some(files) => {
                 let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
                 let mut shell = Command::new("sh");
-                shell.args(["-c", &script, program]);
+                shell.args(["-c", &script]).arg(&self.program);
                 shell
             }
         };

@@ -12,7 +12,7 @@ use super::super::common::ReadName;
 use super::super::output::CliError;
 use super::Op;
 use super::find::{Finder, cause_of};
-use super::request::{Adds, Gets, Keys, plain};
+use super::request::{Commands, Gets, Keys, plain};
 use super::wire::{Answer, Wire};
 
 /// The pause after a failed request.
@@ -92,7 +92,7 @@ impl Shared {
 /// What a client sends.
 #[derive(Debug)]
 enum Requests {
-    Add(Adds),
+    Commands(Commands),
     Get(Gets),
 }
 
@@ -133,7 +133,9 @@ impl Worker {
     pub(super) async fn prepare(shared: Arc<Shared>, plan: Plan, index: u32) -> Result<Self, String> {
         let keys = Keys::new(plan.keys, rand::random());
         let requests = match plan.op {
-            Op::Add => Requests::Add(Adds::new(plan.batch, keys)),
+            Op::Add => Requests::Commands(Commands::adds(plan.batch, keys)),
+            Op::Order => Requests::Commands(Commands::orders(keys)),
+            Op::Say => Requests::Commands(Commands::messages(keys)),
             Op::Get => Requests::Get(Gets::new(plan.read, keys)),
         };
         let mut worker = Self {
@@ -178,7 +180,7 @@ impl Worker {
 
     fn choose(&mut self) {
         match &mut self.requests {
-            Requests::Add(adds) => adds.choose(),
+            Requests::Commands(commands) => commands.choose(),
             Requests::Get(gets) => gets.choose(),
         }
     }
@@ -221,7 +223,7 @@ impl Worker {
             return Err("not connected".to_owned());
         };
         let request = match &mut self.requests {
-            Requests::Add(adds) => adds.request(self.sequence),
+            Requests::Commands(commands) => commands.request(self.sequence),
             Requests::Get(gets) => gets.request(),
         };
         wire.exchange(request, started).await.map_err(|error| format!("{}: {error}", self.address))
@@ -272,16 +274,20 @@ impl Worker {
             Wire::open(&self.address).await.map_err(|error| format!("{}: {error}", self.address))?;
         match &mut self.requests {
             Requests::Get(gets) => gets.connect(&self.address),
-            Requests::Add(adds) => {
+            Requests::Commands(commands) => {
                 let session = match self.session {
                     Some(session) => session,
                     None => {
                         let opened = open_session(&mut wire, &self.address, self.plan.session_ttl).await?;
-                        (self.session, self.sequence) = (Some(opened), 1);
+                        let used = match self.plan.op {
+                            Op::Say => login(&mut wire, &self.address, opened).await?,
+                            Op::Add | Op::Get | Op::Order => 0,
+                        };
+                        (self.session, self.sequence) = (Some(opened), used + 1);
                         opened
                     }
                 };
-                adds.connect(&self.address, session);
+                commands.connect(&self.address, session);
             }
         }
         self.line = Line::Up(wire);
@@ -311,6 +317,19 @@ async fn open_session(wire: &mut Wire, address: &str, ttl: Duration) -> Result<u
         .get("session")
         .and_then(Value::as_u64)
         .ok_or_else(|| format!("{address}: a session without a number"))
+}
+
+/// Logs a session in to the chat, as an account of its own. Gives the sequence that it took.
+async fn login(wire: &mut Wire, address: &str, session: u64) -> Result<u64, String> {
+    let body = json!({"name": format!("bench-{session}")}).to_string();
+    let head = format!("{address}\r\nquorate-session: {session}\r\nquorate-sequence: 1");
+    let request = plain("POST", "/v1/chat/login", &head, &body);
+    let answer =
+        wire.exchange(&request, Instant::now()).await.map_err(|error| format!("{address}: {error}"))?;
+    match answer.status {
+        200 => Ok(1),
+        status => Err(format!("{address}: no login: {}", cause_of(status, wire.body(&answer)))),
+    }
 }
 
 fn asked_pause(problem: &Value) -> Duration {

@@ -34,7 +34,7 @@ Examples:
   quorate bench --clients 1 --secs 10 --batch 1000
   quorate bench --clients 64 --secs 10 --op get --read lease --json
 
-It adds to counters bench-0… on the cluster. Latencies are per request, operations are adds (or gets).";
+It adds to counters bench-0… on the cluster. Latencies are per request, operations are adds (or gets, orders, messages).";
 /// How long a cluster whose servers answer may take to have a primary and open all sessions.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// A part of the help.
@@ -84,6 +84,21 @@ pub(crate) enum Op {
     Add,
     /// Read a counter
     Get,
+    /// Sell a stock of the exchange
+    Order,
+    /// Say something in the chat
+    Say,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Get => "get",
+            Self::Order => "order",
+            Self::Say => "say",
+        }
+    }
 }
 
 /// What `--json` prints.
@@ -118,11 +133,13 @@ fn batch(text: &str) -> Result<u32, String> {
 }
 
 pub(crate) fn run(arguments: BenchArgs, config: &Config) -> Result<Exit, CliError> {
-    if arguments.op == Op::Get && arguments.batch > 1 {
-        return Err(CliError::usage("--batch is for --op add; a get is one request"));
+    if arguments.op != Op::Add && arguments.batch > 1 {
+        let text = format!("--batch is for --op add; with --op {} each is one request", arguments.op.name());
+        return Err(CliError::usage(text));
     }
-    if arguments.op == Op::Add && arguments.read.is_some() {
-        return Err(CliError::usage("--read is for --op get; an add reads nothing"));
+    if arguments.op != Op::Get && arguments.read.is_some() {
+        let text = format!("--read is for --op get; with --op {} nothing is read", arguments.op.name());
+        return Err(CliError::usage(text));
     }
     if arguments.secs <= 0.0 {
         return Err(CliError::usage("--secs must be more than 0"));
@@ -248,10 +265,7 @@ fn report(arguments: &BenchArgs, shared: &Shared, secs: f64) -> Report {
     let latencies = shared.latencies();
     let ops = shared.ops.load(Ordering::Relaxed);
     Report {
-        op: match arguments.op {
-            Op::Add => "add",
-            Op::Get => "get",
-        },
+        op: arguments.op.name(),
         clients: arguments.clients,
         batch: arguments.batch,
         secs,

@@ -45,10 +45,12 @@ impl Keys {
     }
 }
 
-/// The adds of one client.
+/// The commands of one client.
 #[derive(Debug)]
-pub(super) struct Adds {
-    batch: u32,
+pub(super) struct Commands {
+    path: &'static str,
+    /// How many commands a request has.
+    batch: usize,
     /// Head and body as they go out.
     bytes: Vec<u8>,
     /// How much of the head stays the same from one request to the next.
@@ -60,44 +62,61 @@ pub(super) struct Adds {
     keys: Keys,
 }
 
-impl Adds {
-    pub(super) fn new(batch: u32, keys: Keys) -> Self {
-        let key = format!("{KEY}{:0width$}", 0, width = keys.width());
-        let add = format!(r#"{{"name":"{key}","amount":1}}"#);
-        let first_in_add = r#"{"name":""#.len() + KEY.len();
-        let (body, first, step) = if batch == 1 {
-            (add, first_in_add, 0)
-        } else {
-            let front = r#"{"counter":{"add":"#;
-            let entry = format!("{front}{add}}}}}");
-            let body = format!("[{}]", vec![entry.as_str(); batch as usize].join(","));
-            (body, 1 + front.len() + first_in_add, entry.len() + 1)
-        };
-        Self { batch, bytes: Vec::new(), fixed: 0, body: body.into_bytes(), first, step, keys }
+impl Commands {
+    /// Adds of 1, `batch` of them in a request.
+    pub(super) fn adds(batch: u32, keys: Keys) -> Self {
+        if batch == 1 {
+            return Self::new("/v1/counter/add", r#"{"name":""#, r#"","amount":1}"#, keys);
+        }
+        let front = r#"{"counter":{"add":{"name":""#;
+        let mut commands = Self::new("/v1/batch", front, r#"","amount":1}}}"#, keys);
+        commands.step = commands.body.len() + 1;
+        commands.batch = batch as usize;
+        let body = [b"[", vec![&commands.body[..]; commands.batch].join(&b',').as_slice(), b"]"].concat();
+        commands.body = body;
+        commands.first += 1;
+        commands
+    }
+
+    /// Sales of one stock, which are never refused, on an account for each key.
+    pub(super) fn orders(keys: Keys) -> Self {
+        let front = r#"{"stock":"GameStart","side":"sell","quantity":1,"client":""#;
+        Self::new("/v1/exchange/order", front, r#""}"#, keys)
+    }
+
+    /// Messages to all.
+    pub(super) fn messages(keys: Keys) -> Self {
+        Self::new("/v1/chat/say", r#"{"text":"hello, all, from "#, r#""}"#, keys)
+    }
+
+    fn new(path: &'static str, front: &str, back: &str, keys: Keys) -> Self {
+        let body = format!("{front}{KEY}{:0width$}{back}", 0, width = keys.width()).into_bytes();
+        let first = front.len() + KEY.len();
+        Self { path, batch: 1, bytes: Vec::new(), fixed: 0, body, first, step: 0, keys }
     }
 
     /// For a connection to `host` in a session.
     pub(super) fn connect(&mut self, host: &str, session: u64) {
-        let path = if self.batch == 1 { "/v1/counter/add" } else { "/v1/batch" };
         self.bytes = format!(
-            "POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+            "POST {} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
              quorate-session: {session}\r\nquorate-sequence: ",
+            self.path,
             self.body.len()
         )
         .into_bytes();
         self.fixed = self.bytes.len();
     }
 
-    /// Chooses the counters of the next request.
+    /// Chooses the keys of the next request.
     pub(super) fn choose(&mut self) {
         let width = self.keys.width();
-        for add in 0..self.batch as usize {
+        for add in 0..self.batch {
             let key = self.keys.next();
             patch(&mut self.body, self.first + add * self.step, width, key);
         }
     }
 
-    /// The request with the chosen counters. Every reply before `sequence` has arrived.
+    /// The request with the chosen keys. Every reply before `sequence` has arrived.
     pub(super) fn request(&mut self, sequence: u64) -> &[u8] {
         self.bytes.truncate(self.fixed);
         push_number(&mut self.bytes, sequence);
@@ -174,7 +193,7 @@ mod tests {
 
     #[test]
     fn adds_are_whole_requests() {
-        let mut adds = Adds::new(1, Keys::new(1_000, 7));
+        let mut adds = Commands::adds(1, Keys::new(1_000, 7));
         adds.connect("h:1", 17);
         let mut names = BTreeSet::new();
         for sequence in 1..=5_000 {
@@ -193,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_batch_holds_many_adds() {
-        let mut adds = Adds::new(50, Keys::new(10_000, 7));
+        let mut adds = Commands::adds(50, Keys::new(10_000, 7));
         adds.connect("h:1", 1);
         adds.choose();
         let (head, body) = parts(adds.request(51));
@@ -206,6 +225,22 @@ mod tests {
         // A retry has the same body.
         let again = parts(adds.request(51)).1;
         assert_eq!(again, body);
+    }
+
+    #[test]
+    fn orders_and_messages_are_whole_requests() {
+        let mut orders = Commands::orders(Keys::new(10, 7));
+        orders.connect("h:1", 1);
+        orders.choose();
+        let (head, body) = parts(orders.request(1));
+        assert!(head.starts_with("POST /v1/exchange/order "), "{head}");
+        assert!(body["client"].as_str().unwrap().starts_with("bench-"), "{body}");
+        let mut messages = Commands::messages(Keys::new(10, 7));
+        messages.connect("h:1", 1);
+        messages.choose();
+        let (head, body) = parts(messages.request(1));
+        assert!(head.starts_with("POST /v1/chat/say "), "{head}");
+        assert!(body["text"].as_str().unwrap().starts_with("hello, all, from bench-"), "{body}");
     }
 
     #[test]

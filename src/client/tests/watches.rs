@@ -25,7 +25,7 @@ async fn a_watch_goes_on_elsewhere_without_gap_or_double() {
     })
     .await;
     let client = client(&[first.url(), nobody().await, second.url()]).build().unwrap();
-    let mut watch = client.watch("counter", Some("hits"), Some(Position::after(40)));
+    let mut watch = client.watch("counter", &["hits"], Some(Position::after(40)));
     let mut seen = Vec::new();
     for _ in 0..4 {
         let event = watch.next().await.unwrap();
@@ -58,7 +58,7 @@ async fn a_watch_from_now_fixes_now_before_it_connects() {
     })
     .await;
     let client = client(&[server.url()]).build().unwrap();
-    let mut watch = client.watch("counter", None, None);
+    let mut watch = client.watch("counter", &[], None);
     assert_eq!(watch.next().await.unwrap().position.to_string(), "41.0");
     assert_eq!(server.seen("/v1/watch")[0].query, "service=counter&from=40");
 }

@@ -1,6 +1,8 @@
 //! The services, driven through real machines: golden scripts, a model, the stored bytes, the sources.
 
 mod batches;
+mod chat_model;
+mod exchange_model;
 mod model;
 mod replicas;
 mod script;
@@ -19,4 +21,4 @@ macro_rules! scripts {
     )+};
 }
 
-scripts!(counter, counter_list, register, register_sizes, register_list, malformed);
+scripts!(chat, chat_retention, chat_sessions, counter, counter_list, exchange, exchange_catalog, exchange_times, register, register_sizes, register_list, malformed);

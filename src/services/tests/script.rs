@@ -2,8 +2,9 @@
 
 use std::error::Error;
 
-use quorate_storage::delta::{Command, DeltaResult, Outcome};
-use quorate_storage::machine::{Position, QueryError};
+use quorate_storage::codec;
+use quorate_storage::delta::{Command, DeltaResult, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE};
+use quorate_storage::machine::{Position, QueryError, SessionCommand, SystemCommand};
 
 use super::replicas::Replicas;
 use crate::Refusal;
@@ -14,11 +15,13 @@ const LONG: usize = 40;
 pub(super) struct Runner {
     replicas: Replicas,
     seen: Position,
+    time: Millis,
+    session: u64,
 }
 
 impl Runner {
     pub(super) fn new() -> Self {
-        Self { replicas: Replicas::new(), seen: (0, 0) }
+        Self { replicas: Replicas::new(), seen: (0, 0), time: 0, session: 0 }
     }
 
     /// `counter/add {"amount":5}`
@@ -29,12 +32,11 @@ impl Runner {
             Ok(body) => body,
             Err(problem) => return Ok(format!("400 bad_request: {problem}")),
         };
-        let outcomes = self.replicas.apply(0, &[Command::sessionless(service.to_owned(), body)]);
-        self.replicas.flush_second();
-        let [Outcome { revision, result }] = &outcomes[..] else {
-            return Err("not one outcome".into());
-        };
-        let mut lines = match result {
+        // Without a sequence: what a retry comes to is the session's business, not a service's.
+        let command =
+            Command { session: self.session, ..Command::sessionless(service.to_owned(), body) };
+        let Outcome { revision, result } = self.apply(command)?;
+        let line = match &result {
             DeltaResult::Reply(reply) => {
                 let service = self.replicas.machine().registry().get(service).ok_or("no service")?;
                 let mut json = Vec::new();
@@ -42,11 +44,33 @@ impl Runner {
                 let json = String::from_utf8(json)?;
                 // As the gateway adds it.
                 let json = json.strip_suffix('}').ok_or("the reply is not an object")?;
-                format!("200 {json},\"revision\":{revision}}}")
+                let comma = if json == "{" { "" } else { "," };
+                format!("200 {json}{comma}\"revision\":{revision}}}")
             }
             DeltaResult::Refused(refusal) => format!("{} (revision {revision})", refused(refusal)),
             other => return Err(format!("{other:?}").into()),
         };
+        Ok(line + &self.events()?)
+    }
+
+    /// A command of a built-in service, and the events that it brings about.
+    fn built_in(&mut self, service: &'static str, body: Vec<u8>) -> Result<String, Box<dyn Error>> {
+        let Outcome { revision, result } = self.apply(Command::sessionless(service, body))?;
+        match result {
+            DeltaResult::Reply(_) => Ok(format!("done (revision {revision}){}", self.events()?)),
+            other => Err(format!("{other:?}").into()),
+        }
+    }
+
+    fn apply(&mut self, command: Command) -> Result<Outcome, Box<dyn Error>> {
+        let mut outcomes = self.replicas.apply(self.time, &[command]);
+        self.replicas.flush_second();
+        outcomes.pop().filter(|_| outcomes.is_empty()).ok_or_else(|| "not one outcome".into())
+    }
+
+    /// What was emitted since the last time, a line each.
+    fn events(&mut self) -> Result<String, Box<dyn Error>> {
+        let mut lines = String::new();
         let events = self.replicas.machine().events(self.seen, usize::MAX, |_| true)?;
         let (events, next) = events.map_err(|e| format!("{e:?}"))?;
         self.seen = next;
@@ -93,7 +117,25 @@ impl goldenscript::Runner for Runner {
             Some(("GET", request)) => self.get(request),
             // `FILL register a 10 <x*200000>`: sets a0 to a9 to that text.
             Some(("FILL", request)) => self.fill(request),
-            _ => Err("neither POST nor GET nor FILL".into()),
+            Some(("OPEN", ttl)) => {
+                let open = SessionCommand::Open { name: None, ttl_ms: Some(ttl.parse()?) };
+                self.built_in(SESSION_SERVICE, codec::encode(&open))
+            }
+            Some(("CLOSE", session)) => {
+                let close = SessionCommand::Close { session: session.parse()? };
+                self.built_in(SESSION_SERVICE, codec::encode(&close))
+            }
+            None if line == "TICK" => self.built_in(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick)),
+            // Whose commands follow, and when they are sent.
+            Some(("SESSION", session)) => {
+                self.session = session.parse()?;
+                Ok(String::new())
+            }
+            Some(("TIME", time)) => {
+                self.time = time.parse()?;
+                Ok(String::new())
+            }
+            _ => Err("none of POST, GET, FILL, OPEN, CLOSE, TICK, SESSION, TIME".into()),
         }?;
         Ok(shorten(&output))
     }

@@ -16,7 +16,7 @@ const ROOTS: [&str; 10] = [
     "str",
 ];
 /// The services themselves, as `mod.rs` names them.
-const SERVICES: [&str; 2] = ["counter", "register"];
+const SERVICES: [&str; 4] = ["chat", "counter", "exchange", "register"];
 /// Primitive types with constants and functions.
 const PRIMITIVES: [&str; 3] = ["i64", "u64", "char"];
 

@@ -123,9 +123,16 @@ impl Machine {
                 let Ok(command) = codec::decode(delta.body) else {
                     return Err(unsupported(delta));
                 };
+                let closed = match command {
+                    SessionCommand::Close { session } => Some(session),
+                    SessionCommand::Open { .. } | SessionCommand::KeepAlive { .. } => None,
+                };
                 let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
                 let result = sessions::apply(&mut tables, command, self.time);
                 intact(tables)?;
+                if let Some(session) = closed.filter(|_| result.is_ok()) {
+                    self.session_ended(session)?;
+                }
                 Ok(encoded(result))
             }
             Target::System => {
@@ -167,13 +174,28 @@ impl Machine {
 
     fn tick(&mut self) -> Result<(), ApplyError> {
         let mut tables = Tables::new(&mut self.rows, sessions::NAMESPACE);
-        sessions::tick(&mut tables, self.time);
+        let ended = sessions::tick(&mut tables, self.time);
         intact(tables)?;
+        for session in ended {
+            self.session_ended(session)?;
+        }
         for service in self.registry.iter() {
             let name = service.name();
             let mut context = Context::new(name, self.revision, self.time, 0, &mut self.emitted);
             let mut tables = Tables::new(&mut self.rows, name);
             service.tick(&mut tables, &mut context);
+            intact(tables)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the services.
+    fn session_ended(&mut self, session: u64) -> Result<(), ApplyError> {
+        for service in self.registry.iter() {
+            let name = service.name();
+            let mut context = Context::new(name, self.revision, self.time, session, &mut self.emitted);
+            let mut tables = Tables::new(&mut self.rows, name);
+            service.session_ended(&mut tables, &mut context);
             intact(tables)?;
         }
         Ok(())

@@ -197,9 +197,9 @@ pub(super) fn next_deadline(tables: &View<'_>) -> Option<Millis> {
     first
 }
 
-/// Expires the sessions that are due at `time`.
-pub(super) fn tick(tables: &mut Tables<'_>, time: Millis) {
-    let mut due = Vec::new();
+/// Expires the sessions that are due at `time`; gives which.
+pub(super) fn tick(tables: &mut Tables<'_>, time: Millis) -> Vec<u64> {
+    let (mut due, mut ended) = (Vec::new(), Vec::new());
     let last = (time, u64::MAX);
     tables.range(&DEADLINES, (Bound::Unbounded, Bound::Included(&last)), |key, ()| {
         due.push(key);
@@ -213,9 +213,11 @@ pub(super) fn tick(tables: &mut Tables<'_>, time: Millis) {
         session.deadline = session.last_used.saturating_add(session.ttl_ms);
         if session.deadline <= time {
             end(tables, id, session);
+            ended.push(id);
         } else {
             tables.put(&DEADLINES, &(session.deadline, id), &());
             tables.put(&SESSIONS, &id, &session);
         }
     }
+    ended
 }

@@ -4,6 +4,7 @@ use serde::Deserialize as _;
 use serde_json::error::Category;
 
 use super::params::ParamsDeserializer;
+use super::reply::Fields;
 use super::{Context, EncodedCommands, QueryContext, Refusal, Service, batch};
 use crate::codec::{self, CodecError};
 use crate::delta::{EncodedReply, Millis};
@@ -41,6 +42,9 @@ pub trait ErasedService: Send + Sync {
 
     /// [`Service::tick`].
     fn tick(&self, tables: &mut Tables<'_>, context: &mut Context<'_>);
+
+    /// [`Service::session_ended`].
+    fn session_ended(&self, tables: &mut Tables<'_>, context: &mut Context<'_>);
 
     /// Encodes the command `name` from its fields as JSON.
     ///
@@ -112,6 +116,10 @@ impl<S: Service> ErasedService for S {
         Service::tick(self, tables, context);
     }
 
+    fn session_ended(&self, tables: &mut Tables<'_>, context: &mut Context<'_>) {
+        Service::session_ended(self, tables, context);
+    }
+
     fn command_from_json(&self, name: &str, fields: &[u8]) -> Result<Vec<u8>, BadRequest> {
         check_name(name)?;
         let fields = std::str::from_utf8(fields)
@@ -161,7 +169,7 @@ impl<S: Service> ErasedService for S {
     }
 
     fn reply_to_json(&self, reply: &[u8], out: &mut Vec<u8>) -> Result<(), CodecError> {
-        serde_json::to_writer(out, &codec::decode::<S::Reply>(reply)?).map_err(not_json)
+        serde_json::to_writer(out, &Fields(&codec::decode::<S::Reply>(reply)?)).map_err(not_json)
     }
 
     fn query(

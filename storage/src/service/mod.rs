@@ -8,6 +8,7 @@ mod erased;
 pub(crate) mod events;
 mod params;
 mod registry;
+mod reply;
 
 use std::borrow::Cow;
 
@@ -33,7 +34,7 @@ pub trait Service: Send + Sync + 'static {
     const NAME: &'static str;
     /// What `apply` takes.
     type Command: Serialize + DeserializeOwned + Send;
-    /// What `apply` returns: to JSON, an object.
+    /// What `apply` returns: to JSON, an object. Of an enum, the fields of the variant, which each command has its own of.
     type Reply: Serialize + DeserializeOwned + Send;
     /// What `query` takes.
     type Query: DeserializeOwned + Send;
@@ -71,6 +72,10 @@ pub trait Service: Send + Sync + 'static {
 
     /// Does what is due at the context's time. Bounded work: what is left comes with the next tick.
     fn tick(&self, _tables: &mut Tables<'_>, _context: &mut Context<'_>) {}
+
+    /// The context's session has ended: its client closed it, or has been silent for its time to live. Up to 128 end at
+    /// one go, so this is to be as quick as `apply`.
+    fn session_ended(&self, _tables: &mut Tables<'_>, _context: &mut Context<'_>) {}
 }
 
 /// A refusal of the domain: a value, not an error.

@@ -1,0 +1,376 @@
+//! The exchange: its catalog, orders, and a cache of the catalog.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use super::{Client, Position, ReadLevel, Reply, Result};
+use crate::services::exchange::{NewStock, Order, Side, StockRow};
+
+/// Entries in one cache. Beyond that, what is looked up is not kept.
+const MAX_ENTRIES: usize = 10_000;
+/// An entry is looked up anew after this time, should the watch be cut off and not know it yet.
+const MAX_AGE: Duration = Duration::from_secs(5);
+/// Before a watch is begun again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A stock, as of a revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stock {
+    /// The stock.
+    #[serde(flatten)]
+    pub row: StockRow,
+    /// The revision at which it was so.
+    pub revision: u64,
+}
+
+/// An order that was carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ordered {
+    /// The order, as it stands in the log.
+    #[serde(flatten)]
+    pub order: Order,
+    /// Its revision.
+    pub revision: u64,
+}
+
+/// Which orders are wanted: those that meet all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OrdersQuery {
+    /// These numbers.
+    pub numbers: Vec<u64>,
+    /// From this number on.
+    pub since: u64,
+    /// Of this stock.
+    pub stock: Option<String>,
+    /// On this account.
+    pub client: Option<String>,
+    /// At this time or later, in milliseconds since 1970.
+    pub from_ms: Option<u64>,
+    /// Before this time.
+    pub until_ms: Option<u64>,
+    /// At most so many, up to 1,000.
+    pub limit: Option<u32>,
+}
+
+/// A page of orders.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Orders {
+    /// The orders, in the order of their numbers.
+    pub orders: Vec<Order>,
+    /// To be passed as [`OrdersQuery::since`] for the next page, when there may be one.
+    pub next: Option<u64>,
+    /// The revision at which they were read.
+    pub revision: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Catalog {
+    stocks: Vec<StockRow>,
+    next: Option<String>,
+}
+
+/// A handle on the exchange. Clones share the cache.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    client: Client,
+    cache: Option<Arc<Cache>>,
+}
+
+impl Client {
+    /// The exchange, without a cache: each look-up asks the cluster.
+    pub fn exchange(&self) -> Exchange {
+        Exchange { client: self.clone(), cache: None }
+    }
+
+    /// The exchange, with a cache of the stocks that were looked up. The cluster pushes what changes, so that an entry is behind
+    /// by the time that a push takes; and by 5 s while the client is cut off. It needs a Tokio runtime.
+    pub fn cached_exchange(&self) -> Exchange {
+        Exchange { client: self.clone(), cache: Some(Cache::start(self.clone())) }
+    }
+}
+
+impl Exchange {
+    /// A stock; from the cache if it is there.
+    ///
+    /// # Errors
+    /// Refused with `unknown_stock`.
+    pub async fn lookup(&self, name: &str) -> Result<Stock> {
+        let Some(cache) = &self.cache else {
+            return Ok(self.ask(name).await?.data);
+        };
+        if let Some(stock) = cache.get(name) {
+            return Ok(stock);
+        }
+        let asked = cache.ask(name);
+        let result = self.ask(name).await;
+        match &result {
+            Ok(stock) if asked => cache.fill(name, stock),
+            _ => cache.forget(name),
+        }
+        Ok(result?.data)
+    }
+
+    async fn ask(&self, name: &str) -> Result<Reply<Stock>> {
+        self.client.query("exchange", "lookup", &[("name", name)], ReadLevel::Linearizable).await
+    }
+
+    /// How many look-ups the cache has answered, and how many it has not.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        self.cache.as_ref().map_or((0, 0), |cache| (count(&cache.hits), count(&cache.misses)))
+    }
+
+    /// All stocks, in the order of their names.
+    ///
+    /// # Errors
+    /// As any query.
+    pub async fn catalog(&self) -> Result<Vec<StockRow>> {
+        let (mut all, mut after) = (Vec::new(), None);
+        loop {
+            let mut params = vec![("limit", "1000")];
+            params.extend(after.as_deref().map(|after| ("after", after)));
+            let page: Reply<Catalog> =
+                self.client.query("exchange", "catalog", &params, ReadLevel::Linearizable).await?;
+            all.extend(page.data.stocks);
+            match page.data.next {
+                Some(next) => after = Some(next),
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Buys or sells, on an account (empty: the session's).
+    ///
+    /// # Errors
+    /// Refused: `unknown_stock`, `not_enough`.
+    pub async fn order(&self, side: Side, stock: &str, quantity: u64, client: &str) -> Result<Reply<Ordered>> {
+        let body = json!({"stock": stock, "side": side, "quantity": quantity, "client": client});
+        self.client.command("exchange", "order", &body).await
+    }
+
+    /// A page of orders.
+    ///
+    /// # Errors
+    /// As any query.
+    pub async fn orders(&self, query: &OrdersQuery) -> Result<Reply<Orders>> {
+        let numbers: Vec<String> = query.numbers.iter().map(ToString::to_string).collect();
+        let mut params = vec![("since", query.since.to_string())];
+        if !numbers.is_empty() {
+            params.push(("numbers", numbers.join(",")));
+        }
+        params.extend(query.stock.clone().map(|stock| ("stock", stock)));
+        params.extend(query.client.clone().map(|client| ("client", client)));
+        params.extend(query.from_ms.map(|from| ("from_ms", from.to_string())));
+        params.extend(query.until_ms.map(|until| ("until_ms", until.to_string())));
+        params.extend(query.limit.map(|limit| ("limit", limit.to_string())));
+        let params: Vec<(&str, &str)> = params.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.client.query("exchange", "orders", &params, ReadLevel::Linearizable).await
+    }
+
+    /// Puts a new stock into the catalog.
+    ///
+    /// # Errors
+    /// Refused with `stock_exists`.
+    pub async fn add_stock(&self, stock: &NewStock) -> Result<Reply<Stock>> {
+        self.client.command("exchange", "add_stock", stock).await
+    }
+
+    /// Gives a stock another price, in cents.
+    ///
+    /// # Errors
+    /// Refused with `unknown_stock`.
+    pub async fn reprice(&self, stock: &str, price: u64) -> Result<Reply<Stock>> {
+        self.client.command("exchange", "reprice", &json!({"stock": stock, "price": price})).await
+    }
+
+    /// Replaces the catalog, before the first order.
+    ///
+    /// # Errors
+    /// Refused with `already_traded`.
+    pub async fn load(&self, stocks: &[NewStock]) -> Result<()> {
+        let body = json!({"stocks": stocks});
+        self.client.command::<serde_json::Value>("exchange", "load", &body).await.map(drop)
+    }
+}
+
+/// Stocks that were looked up, kept up to date by a watch.
+#[derive(Debug)]
+struct Cache {
+    entries: Mutex<HashMap<String, Entry>>,
+    /// The watch has begun: what is filled in from now on is kept up to date.
+    live: AtomicBool,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    watching: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// What is older than this is not filled in: a push has told of something newer.
+    revision: u64,
+    /// Absent while it is asked for.
+    stock: Option<(StockRow, Instant)>,
+}
+
+impl Cache {
+    fn start(client: Client) -> Arc<Self> {
+        let cache = Arc::new(Self {
+            entries: Mutex::default(),
+            live: AtomicBool::new(false),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            watching: Mutex::new(None),
+        });
+        let watched = Arc::downgrade(&cache);
+        let task = tokio::spawn(async move {
+            loop {
+                // From a revision that is known before anything is filled in.
+                let Ok(now) = client.applied_revision().await else {
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                };
+                let mut watch = client.watch("exchange", &[], Some(Position::after(now.data)));
+                match watched.upgrade() {
+                    Some(cache) => cache.live.store(true, Ordering::Release),
+                    None => return,
+                }
+                loop {
+                    let event = watch.next().await;
+                    let Some(cache) = watched.upgrade() else { return };
+                    match event {
+                        Ok(event) => cache.pushed(event.position.revision, event.data),
+                        Err(_) => {
+                            cache.stop();
+                            break;
+                        }
+                    }
+                }
+            }
+        });
+        *cache.watching.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        cache
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        // Nothing in here panics half-way, so a poisoned lock still guards good entries.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing is kept up to date any more.
+    fn stop(&self) {
+        let mut entries = self.entries();
+        self.live.store(false, Ordering::Release);
+        entries.clear();
+    }
+
+    fn get(&self, name: &str) -> Option<Stock> {
+        let entries = self.entries();
+        let entry = entries.get(name);
+        let found = entry.and_then(|entry| Some((entry.stock.as_ref()?, entry.revision)));
+        let stock = found.filter(|((_, at), _)| at.elapsed() < MAX_AGE).map(|((row, _), revision)| Stock {
+            row: row.clone(),
+            revision,
+        });
+        let count = if stock.is_some() { &self.hits } else { &self.misses };
+        count.fetch_add(1, Ordering::Relaxed);
+        stock
+    }
+
+    /// Someone asks the cluster for it: from now on, what is pushed of it counts. Gives whether the answer may be filled in.
+    fn ask(&self, name: &str) -> bool {
+        let mut entries = self.entries();
+        if !self.live.load(Ordering::Acquire) || entries.len() >= MAX_ENTRIES && !entries.contains_key(name) {
+            return false;
+        }
+        entries.entry(name.to_owned()).or_insert(Entry { revision: 0, stock: None });
+        true
+    }
+
+    fn fill(&self, name: &str, stock: &Stock) {
+        if let Some(entry) = self.entries().get_mut(name).filter(|entry| entry.revision <= stock.revision) {
+            *entry = Entry { revision: stock.revision, stock: Some((stock.row.clone(), Instant::now())) };
+        }
+    }
+
+    /// What was asked for could not be had.
+    fn forget(&self, name: &str) {
+        let mut entries = self.entries();
+        if entries.get(name).is_some_and(|entry| entry.stock.is_none()) {
+            entries.remove(name);
+        }
+    }
+
+    /// A stock has changed: what is known of it is out of date, and the event says what it is now.
+    fn pushed(&self, revision: u64, data: serde_json::Value) {
+        let Ok(row) = serde_json::from_value::<StockRow>(data) else { return };
+        if let Some(entry) = self.entries().get_mut(&row.name).filter(|entry| entry.revision < revision) {
+            *entry = Entry { revision, stock: Some((row, Instant::now())) };
+        }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        let task = self.watching.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            task.abort();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> Cache {
+        Cache {
+            entries: Mutex::default(),
+            live: AtomicBool::new(true),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            watching: Mutex::new(None),
+        }
+    }
+
+    fn stock(quantity: u64, revision: u64) -> Stock {
+        Stock { row: StockRow { name: "A".to_owned(), price: 1, quantity, volume: 0 }, revision }
+    }
+
+    fn push(cache: &Cache, quantity: u64, revision: u64) {
+        cache.pushed(revision, serde_json::to_value(stock(quantity, revision).row).unwrap());
+    }
+
+    #[test]
+    fn a_late_answer_does_not_overwrite_what_was_pushed() {
+        let cache = cache();
+        push(&cache, 9, 4);
+        assert_eq!(cache.get("A"), None, "nobody asked for it");
+        assert!(cache.ask("A"));
+        push(&cache, 7, 6);
+        cache.fill("A", &stock(8, 5));
+        assert_eq!(cache.get("A"), Some(stock(7, 6)));
+        push(&cache, 8, 5);
+        assert_eq!(cache.get("A"), Some(stock(7, 6)), "what came before comes late");
+        cache.fill("A", &stock(6, 7));
+        assert_eq!(cache.get("A"), Some(stock(6, 7)));
+        assert_eq!((cache.hits.into_inner(), cache.misses.into_inner()), (3, 1));
+    }
+
+    #[test]
+    fn without_the_watch_nothing_is_kept() {
+        let cache = cache();
+        assert!(cache.ask("A"));
+        cache.fill("A", &stock(1, 1));
+        cache.stop();
+        assert_eq!(cache.get("A"), None);
+        assert!(!cache.ask("A"));
+        cache.fill("A", &stock(1, 1));
+        assert_eq!(cache.get("A"), None);
+    }
+}

@@ -1,0 +1,241 @@
+//! The chat, as people use it: `quorate chat` on real processes, while servers and clients are killed. The four scenarios are the
+//! classic ones; each ends with every account having been shown every message once, all in one order.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::Cluster;
+
+mod support;
+
+/// A `quorate chat` process that is typed to.
+struct Talker<'c> {
+    cluster: &'c Cluster,
+    name: String,
+    dir: TempDir,
+    child: Option<Child>,
+    /// How often it was started: each run writes what it prints into a file of its own.
+    runs: usize,
+}
+
+impl<'c> Talker<'c> {
+    async fn start(cluster: &'c Cluster, name: &str) -> Self {
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let mut talker = Self { cluster, name: name.to_owned(), dir, child: None, runs: 0 };
+        talker.login().await;
+        talker
+    }
+
+    fn file(&self, run: usize, what: &str) -> PathBuf {
+        self.dir.path().join(format!("{run}.{what}"))
+    }
+
+    /// Starts it, until it is logged in. One that was killed is active until its session has expired.
+    async fn login(&mut self) {
+        let mut child = self.launch();
+        let cluster = self.cluster;
+        cluster
+            .until(&format!("{} is logged in", self.name), async || {
+                let noted = fs::read_to_string(self.file(self.runs, "err")).map_err(|e| e.to_string())?;
+                if noted.contains("/help lists the commands") {
+                    return Ok(());
+                }
+                if child.try_wait().map_err(|e| e.to_string())?.is_some() {
+                    assert!(noted.contains("active_elsewhere"), "{noted}");
+                    child = self.launch();
+                }
+                Err(noted)
+            })
+            .await;
+        self.child = Some(child);
+    }
+
+    fn launch(&mut self) -> Child {
+        self.runs += 1;
+        let file = |what| fs::File::create(self.file(self.runs, what)).expect("a file");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command.args(["chat", "--json", "--session-ttl", "2s", "--timeout", "30s", "--name", &self.name]);
+        command.arg("--servers").arg(self.cluster.urls().join(","));
+        command.arg("--cursor").arg(self.dir.path().join("cursor"));
+        command.stdin(Stdio::piped()).stdout(file("out")).stderr(file("err"));
+        command.spawn().expect("quorate can be run")
+    }
+
+    fn types(&mut self, line: &str) {
+        let stdin = self.child.as_mut().and_then(|child| child.stdin.as_mut()).expect("it runs");
+        writeln!(stdin, "{line}").expect("it reads");
+    }
+
+    fn kill9(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("SIGKILL to a child of ours");
+        child.wait().expect("the end of a child of ours");
+    }
+
+    /// Ends its input: it logs out.
+    async fn leave(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        drop(child.stdin.take());
+        self.cluster
+            .until(&format!("{} has left", self.name), async || {
+                match child.try_wait().map_err(|e| e.to_string())? {
+                    Some(status) => {
+                        assert!(status.success(), "{status}: {}", fs::read_to_string(self.file(self.runs, "err")).unwrap());
+                        Ok(())
+                    }
+                    None => Err("it runs".to_owned()),
+                }
+            })
+            .await;
+    }
+
+    /// What it was shown in all its runs: numbers and texts. What is marked as repeated does not count.
+    fn shown(&self) -> Vec<(u64, String)> {
+        let mut shown = Vec::new();
+        for run in 1..=self.runs {
+            let text = fs::read_to_string(self.file(run, "out")).expect("its output");
+            for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+                if line["repeated"] == false {
+                    let message = &line["message"];
+                    let number = message["number"].as_u64().expect("a number");
+                    shown.push((number, message["text"].as_str().expect("a text").to_owned()));
+                }
+            }
+        }
+        shown
+    }
+
+    /// Waits until it was shown so many messages, and checks that each came once and in order.
+    async fn until_shown(&self, count: usize) -> Vec<(u64, String)> {
+        let what = format!("{} was shown {count} messages", self.name);
+        let shown = self
+            .cluster
+            .until(&what, async || {
+                let shown = self.shown();
+                if shown.len() >= count { Ok(shown) } else { Err(format!("{shown:?}")) }
+            })
+            .await;
+        assert!(shown.windows(2).all(|pair| pair[0].0 < pair[1].0), "{}: {shown:?}", self.name);
+        assert_eq!(shown.len(), count, "{}: {shown:?}", self.name);
+        shown
+    }
+}
+
+impl Drop for Talker<'_> {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // It may have ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+async fn everybody_was_shown(talkers: &[&Talker<'_>], count: usize) {
+    let first = talkers[0].until_shown(count).await;
+    for talker in &talkers[1..] {
+        assert_eq!(talker.until_shown(count).await, first, "{}", talker.name);
+    }
+}
+
+/// Each says so many things.
+fn all_say(talkers: &mut [&mut Talker<'_>], what: &str, times: usize) {
+    for time in 0..times {
+        for talker in talkers.iter_mut() {
+            let line = format!("{what} {time} of {}", talker.name);
+            talker.types(&line);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_lead_server_dies_and_then_the_next_one() {
+    let cluster = Cluster::start(5).await;
+    let mut ada = Talker::start(&cluster, "ada").await;
+    let mut bob = Talker::start(&cluster, "bob").await;
+    let mut cleo = Talker::start(&cluster, "cleo").await;
+    all_say(&mut [&mut ada, &mut bob, &mut cleo], "before", 3);
+    cluster.kill9(&cluster.primary().await);
+    all_say(&mut [&mut ada, &mut bob, &mut cleo], "after one", 3);
+    everybody_was_shown(&[&ada, &bob, &cleo], 18).await;
+    cluster.kill9(&cluster.primary().await);
+    all_say(&mut [&mut ada, &mut bob, &mut cleo], "after two", 3);
+    everybody_was_shown(&[&ada, &bob, &cleo], 27).await;
+    for talker in [&mut ada, &mut bob, &mut cleo] {
+        talker.leave().await;
+    }
+    let names: Vec<String> = cluster.names();
+    for name in names.iter().filter(|name| !cluster.running().contains(name)) {
+        cluster.restart(name).await;
+    }
+    cluster.equal_hashes().await;
+}
+
+#[tokio::test]
+async fn somebody_comes_between_two_deaths() {
+    let cluster = Cluster::start(5).await;
+    let mut ada = Talker::start(&cluster, "ada").await;
+    let mut bob = Talker::start(&cluster, "bob").await;
+    all_say(&mut [&mut ada, &mut bob], "early", 2);
+    cluster.kill9(&cluster.primary().await);
+    everybody_was_shown(&[&ada, &bob], 4).await;
+    let mut cleo = Talker::start(&cluster, "cleo").await;
+    all_say(&mut [&mut ada, &mut cleo], "between", 2);
+    everybody_was_shown(&[&ada, &bob], 8).await;
+    cluster.kill9(&cluster.primary().await);
+    all_say(&mut [&mut bob, &mut cleo], "late", 2);
+    ada.types(">> cleo: between us");
+    everybody_was_shown(&[&ada], 13).await;
+    bob.until_shown(12).await;
+    // What was said before she came is not hers.
+    cleo.until_shown(9).await;
+}
+
+#[tokio::test]
+async fn a_backup_dies_and_then_the_lead_server() {
+    let cluster = Cluster::start(5).await;
+    let mut ada = Talker::start(&cluster, "ada").await;
+    let mut bob = Talker::start(&cluster, "bob").await;
+    all_say(&mut [&mut ada, &mut bob], "before", 3);
+    cluster.kill9(&cluster.backup().await);
+    all_say(&mut [&mut ada, &mut bob], "without a backup", 3);
+    cluster.kill9(&cluster.primary().await);
+    all_say(&mut [&mut ada, &mut bob], "without the lead", 3);
+    everybody_was_shown(&[&ada, &bob], 18).await;
+}
+
+#[tokio::test]
+async fn a_client_dies_and_is_given_all_that_it_missed() {
+    let cluster = Cluster::start(3).await;
+    let mut ada = Talker::start(&cluster, "ada").await;
+    let mut bob = Talker::start(&cluster, "bob").await;
+    all_say(&mut [&mut ada, &mut bob], "together", 3);
+    everybody_was_shown(&[&ada, &bob], 6).await;
+    bob.kill9();
+    all_say(&mut [&mut ada], "he is gone", 5);
+    ada.types(">> bob: where are you?");
+    let lead = cluster.primary().await;
+    cluster.kill9(&lead);
+    all_say(&mut [&mut ada], "and so is the lead", 5);
+    bob.login().await;
+    everybody_was_shown(&[&ada, &bob], 17).await;
+    bob.types("/history ada 1");
+    bob.leave().await;
+    ada.leave().await;
+    // An account is not another's, and the same one not twice at once.
+    ada.login().await;
+    let twice = support::cli::quorate([
+        "chat", "--name", "ada", "--cursor", "/dev/null/none", "--servers", &cluster.urls().join(","),
+    ])
+    .await;
+    assert!(twice.stderr.contains("active elsewhere"), "{twice:?}");
+    assert_eq!(twice.code, 1);
+    cluster.restart(&lead).await;
+    tokio::time::timeout(Duration::from_secs(60), cluster.equal_hashes()).await.expect("equal states");
+}
