@@ -260,7 +260,7 @@ impl<'a> Turn<'a> {
                 (Some(_), _) => "the primary does not hear of it".to_owned(),
                 (None, None) => "it is to catch up first".to_owned(),
                 (None, Some(time)) => {
-                    format!("steady for {time:.0?} of {:.0?}", self.seen.settings.stabilization)
+                    format!("steady for {}s of {:.0?}", time.as_secs(), self.seen.settings.stabilization)
                 }
             };
             self.waits.push(format!("promoting {learner}: {state}"));
@@ -309,7 +309,8 @@ fn replace_dead(turn: &mut Turn<'_>) -> Decision {
                 let time = turn.dead_for(member).unwrap_or_default();
                 let wanted = seen.settings.stabilization;
                 format!(
-                    "{member} has been dead for {time:.0?}: after {wanted:.0?} something is done about it"
+                    "{member} has been dead for {}s: after {wanted:.0?} something is done about it",
+                    time.as_secs()
                 )
             }
             (Some(_), None) if seen.view => {
