@@ -16,4 +16,4 @@ pub mod transcript;
 
 pub use quorate_storage::delta::Millis;
 pub use quorate_storage::service::{Context, QueryContext, Refusal, Registry, Service};
-pub use quorate_storage::tables::{Key, Table, Tables, View};
+pub use quorate_storage::tables::{Key, Readable, Table, Tables, View};

@@ -86,7 +86,11 @@ impl<'c> Talker<'c> {
             .until(&format!("{} has left", self.name), async || {
                 match child.try_wait().map_err(|e| e.to_string())? {
                     Some(status) => {
-                        assert!(status.success(), "{status}: {}", fs::read_to_string(self.file(self.runs, "err")).unwrap());
+                        assert!(
+                            status.success(),
+                            "{status}: {}",
+                            fs::read_to_string(self.file(self.runs, "err")).expect("its notes")
+                        );
                         Ok(())
                     }
                     None => Err("it runs".to_owned()),
@@ -231,7 +235,13 @@ async fn a_client_dies_and_is_given_all_that_it_missed() {
     // An account is not another's, and the same one not twice at once.
     ada.login().await;
     let twice = support::cli::quorate([
-        "chat", "--name", "ada", "--cursor", "/dev/null/none", "--servers", &cluster.urls().join(","),
+        "chat",
+        "--name",
+        "ada",
+        "--cursor",
+        "/dev/null/none",
+        "--servers",
+        &cluster.urls().join(","),
     ])
     .await;
     assert!(twice.stderr.contains("active elsewhere"), "{twice:?}");

@@ -75,7 +75,14 @@ impl Front {
     async fn start(cluster: &Cluster, flags: &[&str]) -> Self {
         let port = support::process::Port::reserve();
         let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
-        command.args(["exchange", "front", "--listen", &port.address(), "--servers", &cluster.urls().join(",")]);
+        command.args([
+            "exchange",
+            "front",
+            "--listen",
+            &port.address(),
+            "--servers",
+            &cluster.urls().join(","),
+        ]);
         let child = command.args(flags).stderr(Stdio::null()).spawn().expect("quorate can be run");
         let front = Self { child, url: format!("http://{}", port.address()) };
         let health = format!("{}/healthz", front.url);
@@ -123,7 +130,11 @@ async fn the_front_end_serves_from_its_cache_and_is_told_of_changes() {
         (answer.status().as_u16(), answer.json().await.unwrap())
     };
     let (status, ordered) = post(&front, &order).await;
-    assert_eq!((status, &ordered["number"], &ordered["price"]), (200, &json!(1), &json!(10_000)), "{ordered}");
+    assert_eq!(
+        (status, &ordered["number"], &ordered["price"]),
+        (200, &json!(1), &json!(10_000)),
+        "{ordered}"
+    );
     let logged = cluster.http.json(&format!("{}/orders/1", front.url)).await.unwrap();
     assert_eq!((&logged["client"], &logged["quantity"]), (&json!("bob"), &json!(7)));
     // Refusals, in new words and in old ones.

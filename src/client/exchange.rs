@@ -149,7 +149,13 @@ impl Exchange {
     ///
     /// # Errors
     /// Refused: `unknown_stock`, `not_enough`.
-    pub async fn order(&self, side: Side, stock: &str, quantity: u64, client: &str) -> Result<Reply<Ordered>> {
+    pub async fn order(
+        &self,
+        side: Side,
+        stock: &str,
+        quantity: u64,
+        client: &str,
+    ) -> Result<Reply<Ordered>> {
         let body = json!({"stock": stock, "side": side, "quantity": quantity, "client": client});
         self.client.command("exchange", "order", &body).await
     }
@@ -273,10 +279,9 @@ impl Cache {
         let entries = self.entries();
         let entry = entries.get(name);
         let found = entry.and_then(|entry| Some((entry.stock.as_ref()?, entry.revision)));
-        let stock = found.filter(|((_, at), _)| at.elapsed() < MAX_AGE).map(|((row, _), revision)| Stock {
-            row: row.clone(),
-            revision,
-        });
+        let stock = found
+            .filter(|((_, at), _)| at.elapsed() < MAX_AGE)
+            .map(|((row, _), revision)| Stock { row: row.clone(), revision });
         let count = if stock.is_some() { &self.hits } else { &self.misses };
         count.fetch_add(1, Ordering::Relaxed);
         stock
@@ -359,7 +364,8 @@ mod tests {
         assert_eq!(cache.get("A"), Some(stock(7, 6)), "what came before comes late");
         cache.fill("A", &stock(6, 7));
         assert_eq!(cache.get("A"), Some(stock(6, 7)));
-        assert_eq!((cache.hits.into_inner(), cache.misses.into_inner()), (3, 1));
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        assert_eq!((count(&cache.hits), count(&cache.misses)), (3, 1));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::ops::{Bound, ControlFlow};
 use serde::{Deserialize, Serialize};
 
 use super::names::{self, Listing};
-use crate::{Context, QueryContext, Refusal, Service, Table, Tables, View};
+use crate::{Context, QueryContext, Readable, Refusal, Service, Table, Tables, View};
 
 /// A message's text takes at most so many bytes.
 pub const MAX_TEXT_BYTES: usize = 4_096;
@@ -64,6 +64,8 @@ struct Account {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Device {
+    /// The account's.
+    since: u64,
     /// The session that it is logged in through; 0: none.
     session: u64,
     /// It has been given the messages up to this one.
@@ -91,7 +93,7 @@ struct State {
 }
 
 impl State {
-    fn of(view: &View<'_>) -> Self {
+    fn of(view: &impl Readable) -> Self {
         let first = Self { newest: 0, oldest: 1, retention: DEFAULT_RETENTION, accounts: 0 };
         view.get(&STATE, &()).unwrap_or(first)
     }
@@ -384,7 +386,9 @@ fn login(
         let text = "a login lasts as long as its session, and this request has none";
         return Err(Refusal::new("no_session", text).with_status(400));
     }
-    if let Some((other, on)) = tables.get(&LOGINS, &session).filter(|login| *login != (name.clone(), device.clone())) {
+    if let Some((other, on)) =
+        tables.get(&LOGINS, &session).filter(|login| *login != (name.clone(), device.clone()))
+    {
         let text = format!("this session is logged in as {other} on {on}; log out first");
         return Err(Refusal::new("logged_in", text));
     }
@@ -395,19 +399,20 @@ fn login(
         let text = format!("there are {MAX_ACCOUNTS} accounts; some have to be deleted first");
         return Err(Refusal::new("too_many_accounts", text));
     }
-    let mut account = known.unwrap_or(Account {
-        since: state.newest,
-        created_ms: context.time(),
-        devices: 0,
-        online: 0,
-    });
+    let mut account =
+        known.unwrap_or(Account { since: state.newest, created_ms: context.time(), devices: 0, online: 0 });
     let key = (name.clone(), device.clone());
     let known = tables.get(&DEVICES, &key);
     if known.is_none() && account.devices >= MAX_DEVICES {
         let text = format!("{name} has {MAX_DEVICES} devices, which is the most");
         return Err(Refusal::new("too_many_devices", text));
     }
-    let mut row = known.clone().unwrap_or(Device { session: 0, delivered: account.since, read: account.since });
+    let mut row = known.clone().unwrap_or(Device {
+        since: account.since,
+        session: 0,
+        delivered: account.since,
+        read: account.since,
+    });
     if row.session != 0 && row.session != session {
         let text = format!(
             "{name} is active elsewhere, on device {device}. Log out there, or wait until its session has expired; another \
@@ -433,7 +438,7 @@ fn login(
 }
 
 /// Who the context's session is.
-fn logged_in(view: &View<'_>, context: &Context<'_>) -> Result<(String, String), Refusal> {
+fn logged_in(view: &impl Readable, context: &Context<'_>) -> Result<(String, String), Refusal> {
     view.get(&LOGINS, &context.session()).ok_or_else(|| {
         let text = "nobody is logged in through this session; it may have expired, or the account was deleted. Log in";
         Refusal::new("not_logged_in", text)
@@ -441,8 +446,8 @@ fn logged_in(view: &View<'_>, context: &Context<'_>) -> Result<(String, String),
 }
 
 /// Takes a device's session from it.
-fn log_out(tables: &mut Tables<'_>, context: &mut Context<'_>, name: &String, device: &String) {
-    let key = (name.clone(), device.clone());
+fn log_out(tables: &mut Tables<'_>, context: &mut Context<'_>, name: &String, device: &str) {
+    let key = (name.clone(), device.to_owned());
     if let Some(row) = tables.get(&DEVICES, &key) {
         tables.remove(&LOGINS, &row.session);
         tables.put(&DEVICES, &key, &Device { session: 0, ..row });
@@ -510,7 +515,12 @@ fn mark(
 ) -> Result<Reply, Refusal> {
     let key = logged_in(tables, context)?;
     let newest = State::of(tables).newest;
-    let before = tables.get(&DEVICES, &key).unwrap_or(Device { session: 0, delivered: 0, read: 0 });
+    let before = tables.get(&DEVICES, &key).unwrap_or(Device {
+        since: newest,
+        session: 0,
+        delivered: newest,
+        read: newest,
+    });
     // What was read was given. Marks do not go back.
     let read = read.min(newest).max(before.read);
     let delivered = delivered.min(newest).max(before.delivered).max(read);
@@ -633,23 +643,25 @@ fn marks(view: &View<'_>) -> Vec<(String, Device)> {
 }
 
 fn marked(message: Message, marks: &[(String, Device)]) -> MarkedMessage {
-    let others = || {
-        let to = message.to.as_ref();
-        marks.iter().filter(move |(name, _)| {
-            to.is_none_or(|to| to == name) && (*name != message.from || to == Some(&message.from))
-        })
+    let meant = |name: &String| match &message.to {
+        Some(to) => to == name,
+        None => *name != message.from,
     };
-    let count = |mark: fn(&Device) -> u64| {
-        others().filter(|(_, device)| mark(device) >= message.number).count() as u64
-    };
-    let (delivered, read, of) =
-        (count(|device| device.delivered), count(|device| device.read), others().count() as u64);
+    let (mut delivered, mut read, mut of) = (0, 0, 0);
+    // Who came later is not given it.
+    let there = |device: &Device| device.since < message.number;
+    for (_, device) in marks.iter().filter(|(name, device)| meant(name) && there(device)) {
+        of += 1;
+        delivered += u64::from(device.delivered >= message.number);
+        read += u64::from(device.read >= message.number);
+    }
     MarkedMessage { message, delivered, read, of }
 }
 
 fn account(view: &View<'_>, name: &String) -> Result<Account, Refusal> {
-    view.get(&ACCOUNTS, name)
-        .ok_or_else(|| Refusal::new("unknown_account", format!("there is no account {name}")).with_status(404))
+    view.get(&ACCOUNTS, name).ok_or_else(|| {
+        Refusal::new("unknown_account", format!("there is no account {name}")).with_status(404)
+    })
 }
 
 fn check_limit(limit: u32) -> Result<usize, Refusal> {

@@ -11,7 +11,7 @@ use std::ops::{Bound, ControlFlow};
 use serde::{Deserialize, Serialize};
 
 use super::names::{self, Listing};
-use crate::{Context, QueryContext, Refusal, Service, Table, Tables, View};
+use crate::{Context, QueryContext, Readable, Refusal, Service, Table, Tables, View};
 
 /// The stocks that are there at first.
 pub const OPENING: [&str; 4] = ["GameStart", "BoarCo", "MenhirCo", "FishCo"];
@@ -349,7 +349,9 @@ fn load(tables: &mut Tables<'_>, context: &mut Context<'_>, stocks: Vec<NewStock
     }
     let orders = tables.get(&COUNT, &()).unwrap_or(0);
     if orders > 0 {
-        let text = format!("{orders} orders were made by the catalog that is there; a stock is added by `add_stock`");
+        let text = format!(
+            "{orders} orders were made by the catalog that is there; a stock is added by `add_stock`"
+        );
         return Err(Refusal::new("already_traded", text));
     }
     open(tables);
@@ -382,7 +384,7 @@ fn opening() -> Stock {
     Stock { price: OPENING_PRICE, quantity: OPENING_QUANTITY, volume: 0 }
 }
 
-fn stock(view: &View<'_>, name: &String) -> Option<Stock> {
+fn stock(view: &impl Readable, name: &String) -> Option<Stock> {
     match view.get(&COUNT, &()) {
         Some(_) => view.get(&STOCKS, name),
         None => OPENING.contains(&name.as_str()).then(opening),
@@ -414,7 +416,8 @@ fn catalog(view: &View<'_>, listing: &Listing) -> Result<Answer, Refusal> {
 
 fn orders(view: &View<'_>, wanted: &Wanted) -> Result<Answer, Refusal> {
     if !(1..=MAX_ORDERS).contains(&wanted.limit) {
-        let text = format!("the limit is {}; use 1 to {MAX_ORDERS}, and `since` for what follows", wanted.limit);
+        let text =
+            format!("the limit is {}; use 1 to {MAX_ORDERS}, and `since` for what follows", wanted.limit);
         return Err(Refusal::new("bad_limit", text).with_status(400));
     }
     let limit = wanted.limit as usize;

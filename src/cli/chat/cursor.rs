@@ -29,14 +29,22 @@ impl Cursor {
         }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         file.try_lock().map_err(|_| {
-            io::Error::new(io::ErrorKind::ResourceBusy, "another chat on this machine uses it; a second one takes --device")
+            io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another chat on this machine uses it; a second one takes --device",
+            )
         })?;
         let text = io::read_to_string(&file)?;
         let mut numbers = text.lines().map(str::parse::<u64>);
         let (showing, shown) = match (numbers.next(), numbers.next(), numbers.next()) {
             (None, ..) => (0, 0),
             (Some(Ok(showing)), Some(Ok(shown)), None) if showing >= shown => (showing, shown),
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "it holds something else; name another file with --cursor")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "it holds something else; name another file with --cursor",
+                ));
+            }
         };
         Ok(Self { file, showing, shown })
     }

@@ -120,7 +120,9 @@ impl Talk {
         let (after, repeated) = cursor.resume(login.delivered);
         let what = if login.created { "a new account" } else { "logged in" };
         let waiting = login.newest.saturating_sub(after);
-        Output::note(&format!("{name}: {what}; {waiting} messages since you were here. /help lists the commands"));
+        Output::note(&format!(
+            "{name}: {what}; {waiting} messages since you were here. /help lists the commands"
+        ));
         if login.dropped > 0 {
             Output::note(&format!("{} older messages are no longer kept", login.dropped));
         }

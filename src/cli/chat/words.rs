@@ -30,7 +30,9 @@ impl<'a> Line<'a> {
         if let Some(private) = line.strip_prefix(">>") {
             let parts = private.split_once(':').map(|(to, text)| (to.trim(), text.trim_start()));
             return match parts {
-                Some((to, text)) if !to.is_empty() && !text.is_empty() => Ok(Self::Say { to: Some(to), text }),
+                Some((to, text)) if !to.is_empty() && !text.is_empty() => {
+                    Ok(Self::Say { to: Some(to), text })
+                }
                 _ => Err("not sent: what goes to one is written >> NAME: text".to_owned()),
             };
         }
@@ -84,7 +86,9 @@ mod tests {
         assert_eq!(parse("/history ada 5"), Line::History { with: Some("ada"), limit: Some(5) });
         assert_eq!(parse("/delete ada"), Line::Delete("ada"));
         assert_eq!(parse("/logout"), Line::Logout);
-        for mistake in [">> ada", ">> : text", ">> ada:", "/nothing", "/delete", "/history ada x", "/list a b", "/"] {
+        for mistake in
+            [">> ada", ">> : text", ">> ada:", "/nothing", "/delete", "/history ada x", "/list a b", "/"]
+        {
             assert!(Line::parse(mistake).is_err(), "{mistake}");
         }
     }

@@ -43,7 +43,10 @@ pub(super) struct TradeArgs {
 }
 
 fn probability(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|p| (0.0..=1.0).contains(p)).ok_or_else(|| format!("`{text}` is not from 0 to 1"))
+    text.parse()
+        .ok()
+        .filter(|p| (0.0..=1.0).contains(p))
+        .ok_or_else(|| format!("`{text}` is not from 0 to 1"))
 }
 
 /// What this client did, as far as it knows.
@@ -64,7 +67,8 @@ struct Trader {
 pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> Result<Exit, CliError> {
     let histogram = || Histogram::new(3).map_err(CliError::failed);
     let seed = arguments.seed.unwrap_or_else(rand::random);
-    let account = arguments.account.clone().unwrap_or_else(|| format!("trader-{:08x}", rand::random::<u32>()));
+    let account =
+        arguments.account.clone().unwrap_or_else(|| format!("trader-{:08x}", rand::random::<u32>()));
     let mut trader = Trader {
         exchange: arguments.cache.exchange(client),
         account,

@@ -16,12 +16,28 @@ const NAMES: [&str; 3] = ["ada", "bob", "cleo"];
 
 #[derive(Debug, Clone)]
 enum Step {
-    Login { session: u64, name: usize, phone: bool },
-    Logout { session: u64 },
-    Say { session: u64, to: Option<usize> },
+    Login {
+        session: u64,
+        name: usize,
+        phone: bool,
+    },
+    Logout {
+        session: u64,
+    },
+    Say {
+        session: u64,
+        to: Option<usize>,
+    },
     /// The client of a session takes up to so many messages, and maybe marks them.
-    Take { session: u64, most: u32, marks: bool },
-    Delete { session: u64, name: usize },
+    Take {
+        session: u64,
+        most: u32,
+        marks: bool,
+    },
+    Delete {
+        session: u64,
+        name: usize,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -58,7 +74,10 @@ impl Model {
     fn visible(&self, name: usize, after: u64) -> Vec<u64> {
         let may = |(from, to): &(usize, Option<usize>)| to.is_none_or(|to| to == name || *from == name);
         let numbered = (1u64..).zip(&self.messages);
-        numbered.filter(|(number, message)| *number > after && may(message)).map(|(number, _)| number).collect()
+        numbered
+            .filter(|(number, message)| *number > after && may(message))
+            .map(|(number, _)| number)
+            .collect()
     }
 }
 
@@ -90,7 +109,8 @@ impl World {
             Step::Say { session, to } => self.say(session, to),
             Step::Take { session, most, marks } => self.take(session, most, marks),
             Step::Delete { session, name } => {
-                let found = self.send(session, &Command::Delete { name: NAMES[name].to_owned(), admin: false });
+                let found =
+                    self.send(session, &Command::Delete { name: NAMES[name].to_owned(), admin: false });
                 let expected = match self.model.logins.get(&session) {
                     None => Err("not_logged_in"),
                     Some((own, _)) if *own != name => Err("not_yours"),
@@ -156,7 +176,8 @@ impl World {
         let params = format!("name={}&after={cursor}&limit={most}", NAMES[name]);
         let page: Value =
             serde_json::from_str(&self.replicas.query("chat", "inbox", &params).unwrap()).unwrap();
-        let found = page["messages"].as_array().unwrap().iter().map(|message| message["number"].as_u64().unwrap());
+        let found =
+            page["messages"].as_array().unwrap().iter().map(|message| message["number"].as_u64().unwrap());
         let mut expected = self.model.visible(name, cursor.max(self.model.accounts[&name]));
         expected.truncate(most as usize);
         assert_eq!(found.collect::<Vec<_>>(), expected);

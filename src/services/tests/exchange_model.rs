@@ -20,7 +20,8 @@ fn command() -> impl Strategy<Value = Command> {
     let side = prop::sample::select(vec![Side::Buy, Side::Sell]);
     let quantity = prop_oneof![20 => 0u64..60, 1 => Just(u64::MAX)];
     let client = prop::sample::select(CLIENTS.to_vec()).prop_map(str::to_owned);
-    let stock = || (name(), 0u64..5, 0u64..50).prop_map(|(name, price, quantity)| NewStock { name, price, quantity });
+    let stock =
+        || (name(), 0u64..5, 0u64..50).prop_map(|(name, price, quantity)| NewStock { name, price, quantity });
     prop_oneof![
         20 => (name(), side, quantity, client)
             .prop_map(|(stock, side, quantity, client)| Command::Order { stock, side, quantity, client }),
@@ -109,9 +110,7 @@ impl Model {
         let ask = |query: &str, params: &str| -> Value {
             serde_json::from_str(&replicas.query("exchange", query, params).unwrap()).unwrap()
         };
-        let rows = |(name, (price, _, quantity, volume)): (&String, &Stock)| {
-            json!({"name": name, "price": price, "quantity": quantity, "volume": volume})
-        };
+        let rows = |(name, (price, _, quantity, volume)): (&String, &Stock)| json!({"name": name, "price": price, "quantity": quantity, "volume": volume});
         let stocks: Vec<Value> = self.stocks.iter().map(rows).collect();
         assert_eq!(ask("catalog", ""), json!({"stocks": stocks, "next": null}));
         let orders = |params: &str, wanted: &dyn Fn(&Order) -> bool| {

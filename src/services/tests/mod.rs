@@ -21,4 +21,17 @@ macro_rules! scripts {
     )+};
 }
 
-scripts!(chat, chat_retention, chat_sessions, counter, counter_list, exchange, exchange_catalog, exchange_times, register, register_sizes, register_list, malformed);
+scripts!(
+    chat,
+    chat_retention,
+    chat_sessions,
+    counter,
+    counter_list,
+    exchange,
+    exchange_catalog,
+    exchange_times,
+    register,
+    register_sizes,
+    register_list,
+    malformed
+);

@@ -33,8 +33,7 @@ impl Runner {
             Err(problem) => return Ok(format!("400 bad_request: {problem}")),
         };
         // Without a sequence: what a retry comes to is the session's business, not a service's.
-        let command =
-            Command { session: self.session, ..Command::sessionless(service.to_owned(), body) };
+        let command = Command { session: self.session, ..Command::sessionless(service.to_owned(), body) };
         let Outcome { revision, result } = self.apply(command)?;
         let line = match &result {
             DeltaResult::Reply(reply) => {

@@ -1,6 +1,6 @@
 //! A reply as JSON: an object. Of an enum it has the variant's fields alone, for each command has its own variant.
 
-use serde::ser::{Error as _, Impossible, SerializeMap as _, SerializeStruct, SerializeStructVariant};
+use serde::ser::{Impossible, SerializeMap as _, SerializeStruct, SerializeStructVariant};
 use serde::{Serialize, Serializer};
 
 /// A reply, to be written as JSON.
@@ -132,7 +132,11 @@ impl<S: SerializeStruct> SerializeStructVariant for Variant<S> {
     type Ok = S::Ok;
     type Error = S::Error;
 
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<(), S::Error> {
+    fn serialize_field<T: Serialize + ?Sized>(
+        &mut self,
+        key: &'static str,
+        value: &T,
+    ) -> Result<(), S::Error> {
         self.0.serialize_field(key, value)
     }
 
@@ -168,7 +172,10 @@ mod tests {
         let json = |reply: &Reply| json(reply).unwrap();
         let made = json(&Reply::Made { number: 1, of: Some(inner) });
         assert_eq!(made, r#"{"number":1,"of":{"Named":{"text":"a"}}}"#);
-        assert_eq!(json(&Reply::Made { number: 2, of: Some(Inner::Nothing) }), r#"{"number":2,"of":"Nothing"}"#);
+        assert_eq!(
+            json(&Reply::Made { number: 2, of: Some(Inner::Nothing) }),
+            r#"{"number":2,"of":"Nothing"}"#
+        );
         assert_eq!(json(&Reply::Inner(Inner::Named { text: "b" })), r#"{"text":"b"}"#);
         assert_eq!(json(&Reply::Done), "{}");
     }

@@ -233,6 +233,41 @@ impl<'a> Tables<'a> {
     }
 }
 
+/// What can be read: for functions of a service that both its `apply` and its `query` call.
+pub trait Readable {
+    /// The value at `key`, or `None`.
+    fn get<K: Key, V: DeserializeOwned>(&self, table: &Table<K, V>, key: &K) -> Option<V>;
+
+    /// Calls `each` for the rows within `bounds`, in key order, until it breaks.
+    fn range<K: Key, V: DeserializeOwned>(
+        &self,
+        table: &Table<K, V>,
+        bounds: (Bound<&K>, Bound<&K>),
+        each: impl FnMut(K, V) -> ControlFlow<()>,
+    );
+}
+
+macro_rules! readable {
+    ($($what:ty),*) => {$(
+        impl Readable for $what {
+            fn get<K: Key, V: DeserializeOwned>(&self, table: &Table<K, V>, key: &K) -> Option<V> {
+                self.get(table, key)
+            }
+
+            fn range<K: Key, V: DeserializeOwned>(
+                &self,
+                table: &Table<K, V>,
+                bounds: (Bound<&K>, Bound<&K>),
+                each: impl FnMut(K, V) -> ControlFlow<()>,
+            ) {
+                self.range(table, bounds, each);
+            }
+        }
+    )*};
+}
+
+readable!(View<'_>, Tables<'_>);
+
 /// Encodes `value` in the buffer for rows' values.
 fn with_encoded<R>(rows: &mut Rows, value: &impl Serialize, f: impl FnOnce(&mut Rows, &[u8]) -> R) -> R {
     let mut buffer = std::mem::take(&mut rows.scratch.value);
