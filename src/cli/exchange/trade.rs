@@ -65,7 +65,8 @@ struct Trader {
 }
 
 pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> Result<Exit, CliError> {
-    let histogram = || Histogram::new(3).map_err(CliError::failed);
+    // From 1 us to 5 minutes, three digits.
+    let histogram = || Histogram::new_with_bounds(1, 300_000_000, 3).map_err(CliError::failed);
     let seed = arguments.seed.unwrap_or_else(rand::random);
     let account =
         arguments.account.clone().unwrap_or_else(|| format!("trader-{:08x}", rand::random::<u32>()));

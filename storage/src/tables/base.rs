@@ -119,14 +119,28 @@ impl Base {
             Bound::Unbounded => Bound::Excluded(META_ROW),
             bounded => bounded,
         };
-        let mut rows = Some(self.db.range::<&[u8], _>((from, to)));
+        // sled looks at all rows behind an upper bound, to the end of the tree, to find that none is within.
+        let mut rows = Some(self.db.range::<&[u8], _>((from, Bound::Unbounded)));
+        let to = to.map(<[u8]>::to_vec);
+        let behind = move |key: &[u8]| match &to {
+            Bound::Included(last) => key > &last[..],
+            Bound::Excluded(end) => key >= &end[..],
+            Bound::Unbounded => false,
+        };
         std::iter::from_fn(move || {
             let next = catching("read", || rows.as_mut().and_then(Iterator::next).transpose());
-            if next.is_err() {
-                // It is a handle too: see `try_to`.
-                std::mem::forget(rows.take());
+            match next {
+                Ok(Some((key, _))) if behind(&key) => {
+                    rows = None;
+                    None
+                }
+                Err(_) => {
+                    // It is a handle too: see `try_to`.
+                    std::mem::forget(rows.take());
+                    next.transpose()
+                }
+                Ok(_) => next.transpose(),
             }
-            next.transpose()
         })
     }
 
