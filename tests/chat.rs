@@ -1,12 +1,17 @@
 //! The chat, as people use it: `quorate chat` on real processes, while servers and clients are killed. The four scenarios are the
-//! classic ones; each ends with every account having been shown every message once, all in one order.
+//! classic ones; each ends with every account having been shown every message once, all in one order. And a crowd, whose size
+//! `QUORATE_CROWD=100x1000` sets: clients, and messages of each.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use quorate::client::{Chat, ChatEvent, Client};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -232,20 +237,132 @@ async fn a_client_dies_and_is_given_all_that_it_missed() {
     bob.types("/history ada 1");
     bob.leave().await;
     ada.leave().await;
-    // An account is not another's, and the same one not twice at once.
+    // Deleted while somebody is there: that one is told, and the account is not made anew.
+    let mut dora = Talker::start(&cluster, "dora").await;
     ada.login().await;
-    let twice = support::cli::quorate([
-        "chat",
-        "--name",
-        "ada",
-        "--cursor",
-        "/dev/null/none",
-        "--servers",
-        &cluster.urls().join(","),
-    ])
-    .await;
+    ada.types("goodbye");
+    ada.until_shown(18).await;
+    dora.until_shown(1).await;
+    ada.leave().await;
+    dora.types("/delete dora");
+    dora.types("am I still here?");
+    let mut child = dora.child.take().expect("it runs");
+    cluster
+        .until("dora has ended", async || match child.try_wait().map_err(|e| e.to_string())? {
+            Some(_) => Ok(()),
+            None => Err("she talks on".to_owned()),
+        })
+        .await;
+    let client = cluster.client().build().expect("a client");
+    let accounts: Value =
+        client.query("chat", "accounts", &[], Default::default()).await.expect("an answer").data;
+    let names: Vec<_> =
+        accounts["accounts"].as_array().expect("rows").iter().map(|row| &row["name"]).collect();
+    assert_eq!(names, ["ada", "bob"]);
+    // The same one is not there twice at once.
+    ada.login().await;
+    let other = ada.dir.path().join("another cursor");
+    let servers = cluster.urls().join(",");
+    let words = ["chat", "--name", "ada", "--cursor", &other.display().to_string(), "--servers", &servers];
+    let twice = support::cli::quorate(words).await;
     assert!(twice.stderr.contains("active elsewhere"), "{twice:?}");
     assert_eq!(twice.code, 1);
     cluster.restart(&lead).await;
     tokio::time::timeout(Duration::from_secs(60), cluster.equal_hashes()).await.expect("equal states");
+}
+
+fn crowd() -> (usize, usize) {
+    let Ok(size) = std::env::var("QUORATE_CROWD") else { return (12, 60) };
+    let numbers = size
+        .split_once('x')
+        .and_then(|(clients, messages)| Some((clients.parse().ok()?, messages.parse().ok()?)));
+    numbers.expect("QUORATE_CROWD is like 100x1000")
+}
+
+/// What somebody was shown: a hash over all of it, in order; and the texts, of one that keeps them.
+async fn listen(chat: Chat, count: usize, keeps: bool) -> (u64, Vec<String>) {
+    let mut events = chat.events(0);
+    let (mut hash, mut texts, mut last) = (DefaultHasher::new(), Vec::new(), 0);
+    while last < count as u64 {
+        let ChatEvent::Message(message) = events.next().await.expect("events go on") else { continue };
+        assert_eq!(message.number, last + 1, "{}: one is missing, or doubled", chat.name());
+        last = message.number;
+        (&message.from, &message.text).hash(&mut hash);
+        if keeps {
+            texts.push(message.text);
+        }
+    }
+    (hash.finish(), texts)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_talks_while_servers_die() {
+    let (clients, messages) = crowd();
+    let cluster = Cluster::start(3).await;
+    let mut chats: Vec<(Client, Chat)> = Vec::new();
+    for number in 0..clients {
+        let client = cluster.client().build().expect("a client");
+        let (chat, _) = client.chat(&format!("c{number}"), "default").await.expect("a login");
+        chats.push((client, chat));
+    }
+    let count = clients * messages;
+    let listeners: Vec<_> = chats
+        .iter()
+        .enumerate()
+        .map(|(at, (_, chat))| tokio::spawn(listen(chat.clone(), count, at == 0)))
+        .collect();
+    let said = Arc::new(AtomicUsize::new(0));
+    let talkers: Vec<_> = chats
+        .iter()
+        .map(|(_, chat)| {
+            let (chat, said) = (chat.clone(), Arc::clone(&said));
+            tokio::spawn(async move {
+                for number in 0..messages {
+                    chat.say(None, &format!("{}-{number}", chat.name())).await.expect("said");
+                    said.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let mut deaths = 0;
+    while said.load(Ordering::Relaxed) < count {
+        // About five in all.
+        let next = count * (deaths + 1) / 6;
+        cluster
+            .until("they talk on", async || match said.load(Ordering::Relaxed) {
+                so_far if so_far >= next => Ok(()),
+                so_far => Err(format!("{so_far} of {count}")),
+            })
+            .await;
+        let primary = cluster.primary().await;
+        cluster.kill9(&primary);
+        cluster.restart(&primary).await;
+        deaths += 1;
+    }
+    for talker in talkers {
+        talker.await.expect("a talker that said everything");
+    }
+    let mut first: Option<(u64, Vec<String>)> = None;
+    for listener in listeners {
+        let shown = listener.await.expect("a listener that was shown everything");
+        match &first {
+            None => first = Some(shown),
+            Some((hash, _)) => assert_eq!(shown.0, *hash, "another order, or other texts"),
+        }
+    }
+    // All of what was said, and what each said in its order.
+    let mut next = vec![0; clients];
+    for text in first.expect("somebody").1 {
+        let (name, number) = text.split_once('-').expect("NAME-NUMBER");
+        let at: usize = name[1..].parse().expect("c and a number");
+        assert_eq!(number, next[at].to_string(), "{name}");
+        next[at] += 1;
+    }
+    assert_eq!(next, vec![messages; clients]);
+    for (client, _) in chats {
+        client.close().await.expect("the end of the session");
+    }
+    cluster.wait_all_ready().await;
+    cluster.equal_hashes().await;
+    println!("{count} messages to each of {clients} clients, through {deaths} deaths of the primary");
 }

@@ -22,7 +22,7 @@ Examples:
   quorate client console";
 
 /// How long the end of a session may keep a command that is done already.
-pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]

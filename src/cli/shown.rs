@@ -14,6 +14,11 @@ pub(crate) fn cell(text: &str) -> String {
     if io::stdout().is_terminal() { printable(text, CELL_MAX, &[]) } else { text.to_owned() }
 }
 
+/// A text that has a line of stdout to itself.
+pub(crate) fn line(text: &str) -> String {
+    if io::stdout().is_terminal() { printable(text, WHOLE_MAX, &[]) } else { text.to_owned() }
+}
+
 /// A value that has stdout to itself. Its lines stay lines.
 pub(crate) fn whole(text: String) -> String {
     if io::stdout().is_terminal() { printable(&text, WHOLE_MAX, &['\n', '\t']) } else { text }

@@ -1,6 +1,7 @@
 //! Chat: an account's login, what it says, and what is said to it.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -10,6 +11,8 @@ use crate::services::chat::Message;
 
 /// Messages asked for at once.
 const PAGE: &str = "500";
+/// Old messages asked for at once: who has them is looked up for each.
+const HISTORY_PAGE: usize = 200;
 
 /// What a login came to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -75,6 +78,7 @@ struct Inbox {
 #[derive(Debug, Deserialize)]
 struct Lines {
     messages: Vec<ChatLine>,
+    before: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,6 +119,12 @@ impl Chat {
         &self.client
     }
 
+    /// The same login, with another time limit for what is asked through this handle.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { client: self.client.with_timeout(timeout), ..self.clone() }
+    }
+
     /// Says something to all, or to one.
     ///
     /// # Errors
@@ -147,17 +157,29 @@ impl Chat {
         self.command::<Value>("delete", &json!({"name": name, "admin": admin})).await.map(drop)
     }
 
-    /// The last `limit` messages that this account may see; with a name only those from and to it.
+    /// The last `limit` messages that this account may see, the oldest first; with a name only those from and to it.
     ///
     /// # Errors
     /// As any query.
-    pub async fn history(&self, with: Option<&str>, limit: u32) -> Result<Vec<ChatLine>> {
-        let limit = limit.to_string();
-        let mut params = vec![("name", self.name.as_str()), ("limit", &limit)];
-        params.extend(with.map(|with| ("with", with)));
-        let lines: Reply<Lines> =
-            self.client.query("chat", "history", &params, ReadLevel::Linearizable).await?;
-        Ok(lines.data.messages)
+    pub async fn history(&self, with: Option<&str>, limit: usize) -> Result<Vec<ChatLine>> {
+        let mut pages: Vec<Vec<ChatLine>> = Vec::new();
+        let (mut left, mut before) = (limit, None::<u64>);
+        while left > 0 {
+            let page = left.min(HISTORY_PAGE).to_string();
+            let end = before.map(|before| before.to_string());
+            let mut params = vec![("name", self.name.as_str()), ("limit", &page)];
+            params.extend(with.map(|with| ("with", with)));
+            params.extend(end.as_deref().map(|end| ("before", end)));
+            let lines: Reply<Lines> =
+                self.client.query("chat", "history", &params, ReadLevel::Linearizable).await?;
+            left -= lines.messages.len().min(left);
+            before = lines.before;
+            pages.push(lines.data.messages);
+            if before.is_none() {
+                break;
+            }
+        }
+        Ok(pages.into_iter().rev().flatten().collect())
     }
 
     /// All accounts, in the order of their names.
@@ -184,7 +206,8 @@ impl Chat {
         ChatEvents { chat: self.clone(), after, ready: VecDeque::new(), watch: None }
     }
 
-    /// A command of this login. When the cluster knows it no more (the session has expired meanwhile) it logs in again first.
+    /// A command of this login. When the cluster knows it no more (the session has expired meanwhile) it logs in again first;
+    /// an account that was deleted is not made anew.
     async fn command<T: serde::de::DeserializeOwned>(&self, command: &str, body: &Value) -> Result<Reply<T>> {
         match self.client.command("chat", command, body).await {
             Err(error) if is_refusal(&error, "not_logged_in") => {
@@ -195,12 +218,9 @@ impl Chat {
         }
     }
 
-    /// Logs in again, as after the session has expired.
-    ///
-    /// # Errors
-    /// As [`Client::chat`].
-    pub async fn login_again(&self) -> Result<Reply<ChatLogin>> {
-        self.client.command("chat", "login", &json!({"name": self.name, "device": self.device})).await
+    async fn login_again(&self) -> Result<Reply<ChatLogin>> {
+        let login = json!({"name": self.name, "device": self.device, "create": false});
+        self.client.command("chat", "login", &login).await
     }
 }
 
@@ -274,11 +294,11 @@ impl ChatEvents {
         if dropped > 0 {
             self.ready.push_back(ChatEvent::Dropped(dropped));
         }
-        self.ready.extend(messages.into_iter().map(ChatEvent::Message));
-        if self.ready.is_empty() {
+        if messages.is_empty() {
             // Others' messages lie between.
             self.after = upto;
         }
+        self.ready.extend(messages.into_iter().map(ChatEvent::Message));
         if !more {
             let own = format!("@{name}");
             let topics = ["all", own.as_str(), "accounts"];

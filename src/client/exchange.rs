@@ -157,7 +157,11 @@ impl Exchange {
         client: &str,
     ) -> Result<Reply<Ordered>> {
         let body = json!({"stock": stock, "side": side, "quantity": quantity, "client": client});
-        self.client.command("exchange", "order", &body).await
+        let reply: Reply<Ordered> = self.client.command("exchange", "order", &body).await?;
+        if let Some(cache) = &self.cache {
+            cache.changed(stock, reply.revision);
+        }
+        Ok(reply)
     }
 
     /// A page of orders.
@@ -253,6 +257,8 @@ impl Cache {
                         Ok(event) => cache.pushed(event.position.revision, event.data),
                         Err(_) => {
                             cache.stop();
+                            drop(cache);
+                            tokio::time::sleep(PAUSE).await;
                             break;
                         }
                     }
@@ -311,12 +317,24 @@ impl Cache {
         }
     }
 
+    /// An order of one's own has changed it: what is older is not to be had any more.
+    fn changed(&self, name: &str, revision: u64) {
+        if let Some(entry) = self.entries().get_mut(name).filter(|entry| entry.revision < revision) {
+            *entry = Entry { revision, stock: None };
+        }
+    }
+
     /// A stock has changed: what is known of it is out of date, and the event says what it is now.
     fn pushed(&self, revision: u64, data: serde_json::Value) {
-        let Ok(row) = serde_json::from_value::<StockRow>(data) else { return };
-        if let Some(entry) = self.entries().get_mut(&row.name).filter(|entry| entry.revision < revision) {
-            *entry = Entry { revision, stock: Some((row, Instant::now())) };
-        }
+        let mut entries = self.entries();
+        let name = data.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let newer = |entry: &&mut Entry| {
+            entry.revision < revision || entry.revision == revision && entry.stock.is_none()
+        };
+        let Some(entry) = entries.get_mut(name).filter(newer) else { return };
+        // One that is gone from the catalog has no price.
+        let row = serde_json::from_value::<StockRow>(data).ok();
+        *entry = Entry { revision, stock: row.map(|row| (row, Instant::now())) };
     }
 }
 

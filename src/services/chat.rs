@@ -30,13 +30,15 @@ pub const DEFAULT_DEVICE: &str = "default";
 
 /// At most so many messages in one answer.
 const MAX_PAGE: u32 = 1_000;
+/// And in one of old ones, each of which is looked up who has it.
+const MAX_HISTORY: u32 = 200;
 const DEFAULT_PAGE: u32 = 100;
 /// A page ends after the message that reaches this many bytes.
 const MAX_PAGE_BYTES: usize = 1 << 20;
 /// Messages looked at for one page.
 const MAX_SCAN: u64 = 10_000;
-/// Devices looked at to say who has a message.
-const MAX_MARKS: usize = 10_000;
+/// Devices looked at to say who has a message to all: with more, it is said of the first ones.
+const MAX_MARKS: usize = 2_000;
 /// Old messages dropped with each new one: more than one, so that a smaller number is reached.
 const DROPS_PER_MESSAGE: u64 = 4;
 /// And with each tick.
@@ -114,6 +116,9 @@ pub enum Command {
         /// One of its devices.
         #[serde(default = "default_device")]
         device: String,
+        /// False: an unknown name is refused.
+        #[serde(default = "yes")]
+        create: bool,
     },
     /// Logs the session out.
     Logout {},
@@ -150,6 +155,10 @@ pub enum Command {
 
 fn default_device() -> String {
     DEFAULT_DEVICE.to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a command came to.
@@ -213,7 +222,7 @@ pub enum Query {
         /// Those before this one.
         #[serde(default)]
         before: Option<u64>,
-        /// At most so many, from 1 to 1,000.
+        /// At most so many, from 1 to 200.
         #[serde(default = "default_page")]
         limit: u32,
     },
@@ -317,7 +326,7 @@ impl Service for Chat {
         command: Command,
     ) -> Result<Reply, Refusal> {
         match command {
-            Command::Login { name, device } => login(tables, context, name, device),
+            Command::Login { name, device, create } => login(tables, context, (name, device), create),
             Command::Logout {} => {
                 let (name, device) = logged_in(tables, context)?;
                 log_out(tables, context, &name, &device);
@@ -339,9 +348,9 @@ impl Service for Chat {
 
     fn query(&self, view: &View<'_>, _: &QueryContext, query: Query) -> Result<Answer, Refusal> {
         match query {
-            Query::Inbox { name, after, limit } => inbox(view, &name, after, check_limit(limit)?),
+            Query::Inbox { name, after, limit } => inbox(view, &name, after, check_limit(limit, MAX_PAGE)?),
             Query::History { name, with, before, limit } => {
-                history(view, &name, with.as_deref(), before, check_limit(limit)?)
+                history(view, &name, with.as_deref(), before, check_limit(limit, MAX_HISTORY)?)
             }
             Query::Accounts(listing) => {
                 let page = names::page(view, &ACCOUNTS, &listing, |_| size_of::<Account>())?;
@@ -376,8 +385,8 @@ impl Service for Chat {
 fn login(
     tables: &mut Tables<'_>,
     context: &mut Context<'_>,
-    name: String,
-    device: String,
+    (name, device): (String, String),
+    create: bool,
 ) -> Result<Reply, Refusal> {
     check_name("account", &name)?;
     check_name("device", &device)?;
@@ -395,6 +404,9 @@ fn login(
     let mut state = State::of(tables);
     let known = tables.get(&ACCOUNTS, &name);
     let created = known.is_none();
+    if created && !create {
+        return Err(unknown_account(&name));
+    }
     if created && state.accounts >= MAX_ACCOUNTS {
         let text = format!("there are {MAX_ACCOUNTS} accounts; some have to be deleted first");
         return Err(Refusal::new("too_many_accounts", text));
@@ -542,7 +554,7 @@ fn delete(
         return Err(Refusal::new("not_yours", text).with_status(403));
     }
     if tables.get(&ACCOUNTS, name).is_none() {
-        return Err(Refusal::new("unknown_account", format!("there is no account {name}")).with_status(404));
+        return Err(unknown_account(name));
     }
     let mut devices = Vec::new();
     let from = (name.clone(), String::new());
@@ -573,7 +585,7 @@ fn tell_of(context: &mut Context<'_>, name: &str, online: bool, exists: bool) {
 fn inbox(view: &View<'_>, name: &String, after: u64, limit: usize) -> Result<Answer, Refusal> {
     let account = account(view, name)?;
     let state = State::of(view);
-    let begin = after.max(account.since) + 1;
+    let begin = after.max(account.since).saturating_add(1);
     let dropped = state.oldest.saturating_sub(begin);
     let begin = begin.max(state.oldest);
     let (mut messages, mut upto, mut bytes) = (Vec::new(), begin - 1, 0);
@@ -619,16 +631,25 @@ fn history(
         }
     }
     messages.reverse();
-    let marks = marks(view);
-    let messages = messages.into_iter().map(|message| marked(message, &marks)).collect();
+    let all = marks(view, None);
+    let marked = |message: Message| match message.to.clone() {
+        Some(to) => marked(message, &marks(view, Some(to))),
+        None => marked(message, &all),
+    };
+    let messages = messages.into_iter().map(marked).collect();
     Ok(Answer::History { messages, before: (looked > first).then_some(looked) })
 }
 
-/// Each account's marks: the furthest of its devices.
-fn marks(view: &View<'_>) -> Vec<(String, Device)> {
+/// Each account's marks, or one account's: the furthest of its devices.
+fn marks(view: &View<'_>, only: Option<String>) -> Vec<(String, Device)> {
     let mut marks: Vec<(String, Device)> = Vec::new();
     let mut looked = 0;
-    view.range(&DEVICES, (Bound::Unbounded, Bound::Unbounded), |(name, _), device| {
+    let from = only.clone().map(|name| (name, String::new()));
+    let from = from.as_ref().map_or(Bound::Unbounded, Bound::Included);
+    view.range(&DEVICES, (from, Bound::Unbounded), |(name, _), device| {
+        if only.as_ref().is_some_and(|only| *only != name) {
+            return ControlFlow::Break(());
+        }
         looked += 1;
         match marks.last_mut().filter(|(last, _)| *last == name) {
             Some((_, furthest)) => {
@@ -659,16 +680,18 @@ fn marked(message: Message, marks: &[(String, Device)]) -> MarkedMessage {
 }
 
 fn account(view: &View<'_>, name: &String) -> Result<Account, Refusal> {
-    view.get(&ACCOUNTS, name).ok_or_else(|| {
-        Refusal::new("unknown_account", format!("there is no account {name}")).with_status(404)
-    })
+    view.get(&ACCOUNTS, name).ok_or_else(|| unknown_account(name))
 }
 
-fn check_limit(limit: u32) -> Result<usize, Refusal> {
-    if (1..=MAX_PAGE).contains(&limit) {
+fn unknown_account(name: &str) -> Refusal {
+    Refusal::new("unknown_account", format!("there is no account {name}")).with_status(404)
+}
+
+fn check_limit(limit: u32, most: u32) -> Result<usize, Refusal> {
+    if (1..=most).contains(&limit) {
         return Ok(limit as usize);
     }
-    Err(Refusal::new("bad_limit", format!("the limit is {limit}; use 1 to {MAX_PAGE}")).with_status(400))
+    Err(Refusal::new("bad_limit", format!("the limit is {limit}; use 1 to {most}")).with_status(400))
 }
 
 /// Names stand before a colon and in topics.

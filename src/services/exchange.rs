@@ -6,6 +6,7 @@
 //! - The catalog begins with [`OPENING`], until another one is loaded before the first order.
 //! - An event goes out on the topic of the stock's name when its price, quantity or volume changes.
 
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 
 use serde::{Deserialize, Serialize};
@@ -29,10 +30,48 @@ const DEFAULT_ORDERS: u32 = 100;
 
 const STOCKS: Table<String, Stock> = Table::new("stocks");
 const ORDERS: Table<u64, Entry> = Table::new("orders");
-const BY_STOCK: Table<(String, u64), ()> = Table::new("by_stock");
-const BY_CLIENT: Table<(String, u64), ()> = Table::new("by_client");
+const BY_STOCK: Index = Index { tails: Table::new("stock_tails"), chunks: Table::new("stock_chunks") };
+const BY_CLIENT: Index = Index { tails: Table::new("client_tails"), chunks: Table::new("client_chunks") };
 /// How many orders there are; absent while nothing was ever written.
 const COUNT: Table<(), u64> = Table::new("count");
+
+/// So many numbers of orders make a chunk of an [`Index`].
+const CHUNK: usize = 32;
+
+/// The numbers of a name's orders. The last ones are in its tail; full chunks, each under its last number. A row for each
+/// order would be simpler, and so many rows that writing them costs more than all else that an order does.
+struct Index {
+    tails: Table<String, Vec<u64>>,
+    chunks: Table<(String, u64), Vec<u64>>,
+}
+
+impl Index {
+    fn note(&self, tables: &mut Tables<'_>, name: &String, number: u64) {
+        let mut tail = tables.get(&self.tails, name).unwrap_or_default();
+        tail.push(number);
+        if tail.len() == CHUNK {
+            tables.put(&self.chunks, &(name.clone(), number), &tail);
+            tail.clear();
+        }
+        tables.put(&self.tails, name, &tail);
+    }
+
+    /// Calls `each` for the numbers from `since` on, until it breaks.
+    fn each(&self, view: &View<'_>, name: &String, since: u64, mut each: impl FnMut(u64) -> ControlFlow<()>) {
+        let mut all =
+            |numbers: Vec<u64>| numbers.into_iter().filter(|number| *number >= since).try_for_each(&mut each);
+        let (from, to) = ((name.clone(), since), (name.clone(), u64::MAX));
+        let mut flow = ControlFlow::Continue(());
+        view.range(&self.chunks, (Bound::Included(&from), Bound::Included(&to)), |_, numbers| {
+            flow = all(numbers);
+            flow
+        });
+        if flow.is_continue() {
+            // Nothing follows it.
+            let _ = all(view.get(&self.tails, name).unwrap_or_default());
+        }
+    }
+}
 
 /// The service `exchange`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -161,6 +200,13 @@ pub struct StockRow {
     pub quantity: u64,
     /// How many were bought and sold.
     pub volume: u64,
+}
+
+/// The event of a stock's end.
+#[derive(Serialize)]
+struct Removed<'a> {
+    name: &'a str,
+    removed: bool,
 }
 
 impl StockRow {
@@ -328,8 +374,8 @@ fn order(
         time_ms: context.time(),
     };
     tables.put(&ORDERS, &number, &entry);
-    tables.put(&BY_STOCK, &(name.clone(), number), &());
-    tables.put(&BY_CLIENT, &(client, number), &());
+    BY_STOCK.note(tables, &name, number);
+    BY_CLIENT.note(tables, &client, number);
     put(tables, context, name, Stock { quantity: left, volume, ..before });
     Ok(Order::new(number, entry))
 }
@@ -339,10 +385,11 @@ fn load(tables: &mut Tables<'_>, context: &mut Context<'_>, stocks: Vec<NewStock
         let text = format!("{} stocks; one load takes 1 to {MAX_LOAD}, `add_stock` more", stocks.len());
         return Err(Refusal::new("bad_catalog", text).with_status(400));
     }
-    for (at, stock) in stocks.iter().enumerate() {
+    let mut seen = BTreeSet::new();
+    for stock in &stocks {
         names::check(&stock.name)?;
         check_price(stock.price)?;
-        if stocks[..at].iter().any(|before| before.name == stock.name) {
+        if !seen.insert(&stock.name) {
             let text = format!("{} is in it twice", stock.name);
             return Err(Refusal::new("bad_catalog", text).with_status(400));
         }
@@ -354,14 +401,22 @@ fn load(tables: &mut Tables<'_>, context: &mut Context<'_>, stocks: Vec<NewStock
         );
         return Err(Refusal::new("already_traded", text));
     }
-    open(tables);
     let mut before = Vec::new();
     tables.range(&STOCKS, (Bound::Unbounded, Bound::Unbounded), |name, _| {
         before.push(name);
-        ControlFlow::Continue(())
+        if before.len() <= MAX_LOAD { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    for name in before {
-        tables.remove(&STOCKS, &name);
+    if before.len() > MAX_LOAD {
+        let text =
+            format!("the catalog has more than {MAX_LOAD} stocks, which is too much to replace at once");
+        return Err(Refusal::new("too_many_stocks", text));
+    }
+    open(tables);
+    for name in before.into_iter().chain(OPENING.map(str::to_owned)) {
+        if !seen.contains(&name) && tables.get(&STOCKS, &name).is_some() {
+            tables.remove(&STOCKS, &name);
+            context.emit(&name, &Removed { name: &name, removed: true });
+        }
     }
     let count = stocks.len() as u64;
     for NewStock { name, price, quantity } in stocks {
@@ -460,10 +515,7 @@ fn orders(view: &View<'_>, wanted: &Wanted) -> Result<Answer, Refusal> {
     };
     match by {
         Some((index, name)) => {
-            let (from, to) = ((name.clone(), since), (name.clone(), u64::MAX));
-            view.range(index, (Bound::Included(&from), Bound::Included(&to)), |(_, number), ()| {
-                look(number, view.get(&ORDERS, &number))
-            });
+            index.each(view, name, since, |number| look(number, view.get(&ORDERS, &number)));
         }
         None => view.range(&ORDERS, (Bound::Included(&since), Bound::Unbounded), |number, entry| {
             look(number, Some(entry))

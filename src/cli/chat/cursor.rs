@@ -14,6 +14,8 @@ const WIDTH: usize = 20;
 #[derive(Debug)]
 pub(super) struct Cursor {
     file: File,
+    /// Cluster, account and device: elsewhere the same numbers mean other messages.
+    whose: String,
     showing: u64,
     shown: u64,
 }
@@ -23,7 +25,7 @@ impl Cursor {
     ///
     /// # Errors
     /// When it cannot be read or made, is another program's, or is held by another process.
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
+    pub(super) fn open(path: &Path, whose: &str) -> io::Result<Self> {
         if let Some(dir) = path.parent() {
             fs::create_dir_all(dir)?;
         }
@@ -35,18 +37,21 @@ impl Cursor {
             )
         })?;
         let text = io::read_to_string(&file)?;
-        let mut numbers = text.lines().map(str::parse::<u64>);
-        let (showing, shown) = match (numbers.next(), numbers.next(), numbers.next()) {
-            (None, ..) => (0, 0),
-            (Some(Ok(showing)), Some(Ok(shown)), None) if showing >= shown => (showing, shown),
-            _ => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "it holds something else; name another file with --cursor",
-                ));
+        let lines: Vec<&str> = text.lines().collect();
+        let (showing, shown) = match lines[..] {
+            [] => (0, 0),
+            [showing, shown, known] if known == whose => match (showing.parse(), shown.parse()) {
+                (Ok(showing), Ok(shown)) => (showing, shown),
+                _ => return Err(invalid("it is damaged; delete it, and messages may be shown again")),
+            },
+            [_, _, known] => {
+                return Err(invalid(&format!(
+                    "it is that of {known}, not of {whose}; name another file with --cursor"
+                )));
             }
+            _ => return Err(invalid("it holds something else; name another file with --cursor")),
         };
-        Ok(Self { file, showing, shown })
+        Ok(Self { file, whose: whose.to_owned(), showing, shown })
     }
 
     /// The message behind which to go on, and the one that may have been shown already. `delivered`: what the cluster
@@ -73,9 +78,13 @@ impl Cursor {
     }
 
     fn write(&self) -> io::Result<()> {
-        let text = format!("{:0WIDTH$}\n{:0WIDTH$}\n", self.showing, self.shown);
+        let text = format!("{:0WIDTH$}\n{:0WIDTH$}\n{}\n", self.showing, self.shown, self.whose);
         self.file.write_all_at(text.as_bytes(), 0)
     }
+}
+
+fn invalid(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text.to_owned())
 }
 
 #[cfg(test)]
@@ -86,18 +95,19 @@ mod tests {
     fn a_crash_while_a_message_is_shown_is_known() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/ada");
-        let mut cursor = Cursor::open(&path).unwrap();
+        let mut cursor = Cursor::open(&path, "c ada default").unwrap();
         assert_eq!(cursor.resume(3), (3, None));
         cursor.showing(4).unwrap();
         cursor.shown_up_to(4).unwrap();
         cursor.showing(7).unwrap();
-        assert!(Cursor::open(&path).unwrap_err().to_string().contains("another chat"));
+        assert!(Cursor::open(&path, "c ada default").unwrap_err().to_string().contains("another chat"));
         drop(cursor);
-        let cursor = Cursor::open(&path).unwrap();
+        let cursor = Cursor::open(&path, "c ada default").unwrap();
         assert_eq!(cursor.resume(3), (4, Some(7)));
         assert_eq!(cursor.resume(7), (7, None), "the cluster knows better");
         drop(cursor);
+        assert!(Cursor::open(&path, "c bob default").unwrap_err().to_string().contains("not of c bob"));
         fs::write(&path, "milk, eggs").unwrap();
-        assert!(Cursor::open(&path).unwrap_err().to_string().contains("something else"));
+        assert!(Cursor::open(&path, "c ada default").unwrap_err().to_string().contains("something else"));
     }
 }

@@ -1,12 +1,11 @@
 //! `quorate chat`: a chat at the terminal, or in a pipe.
 
 mod cursor;
+mod printer;
 mod words;
 
 use std::io::{BufRead as _, IsTerminal as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::Args;
@@ -14,22 +13,25 @@ use regex::RegexBuilder;
 use rustyline::error::ReadlineError;
 use rustyline::{DefaultEditor, ExternalPrinter};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::cursor::Cursor;
+use self::printer::{Printer, plain};
 use self::words::{HELP, Line};
-use super::connect::{ConnectFlags, Connection, background_runtime};
+use super::connect::{ConnectFlags, background_runtime};
 use super::output::{CliError, Exit, Output};
-use super::shown::cell;
-use crate::client::{Chat, ChatEvent, ChatLine, Client, Error};
+use crate::client::{Chat, ChatEvent, ChatLine, Client, Error, is_refusal};
 use crate::config::{self, Config};
-use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES, Message};
+use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES};
 
 /// A client that is gone is logged out after this time.
 const SESSION_TTL: Duration = Duration::from_secs(10);
-/// How often the cluster is told what was shown.
+/// How often it is looked whether there is something to tell the cluster.
 const MARK: Duration = Duration::from_secs(1);
+/// What the end may wait for, each.
+const LEAVE: Duration = Duration::from_secs(2);
 /// Before the events are asked for again when no server has them.
 const PAUSE: Duration = Duration::from_millis(500);
 /// A pattern's program takes at most so many bytes.
@@ -72,51 +74,63 @@ pub(crate) fn run(arguments: ChatArgs, config: &Config) -> Result<Exit, CliError
     let connection = arguments.connect.resolve(config)?;
     let name: String = config.require("name", arguments.name, config::parsed)?;
     let device = arguments.device.unwrap_or_else(|| DEFAULT_DEVICE.to_owned());
-    let client = connection.builder().session_ttl(arguments.session_ttl.unwrap_or(SESSION_TTL)).build()?;
+    let ttl = arguments.session_ttl.unwrap_or(SESSION_TTL);
+    let client = connection.builder().session_ttl(ttl).build()?;
     super::log_to_stderr("warn")?;
-    let runtime = background_runtime()?;
-    runtime.block_on(async {
-        let talk = Talk::begin(client, &name, &device, connection, arguments.admin, arguments.cursor).await?;
-        talk.run().await
+    let settings = Settings { name, device, ttl, admin: arguments.admin, json: connection.json };
+    background_runtime()?.block_on(async {
+        let (talk, lines, shower) = Talk::begin(&client, settings, arguments.cursor).await?;
+        let ended = talk.run(lines, shower).await;
+        let _ = client.with_timeout(LEAVE).close().await;
+        ended
     })
+}
+
+struct Settings {
+    name: String,
+    device: String,
+    ttl: Duration,
+    admin: bool,
+    json: bool,
 }
 
 /// One client's stay in the chat.
 struct Talk {
     chat: Chat,
-    connection: Connection,
-    admin: bool,
+    settings: Settings,
     printer: Printer,
-    cursor: Arc<Mutex<Cursor>>,
-    /// Messages behind this one are to be shown.
-    after: u64,
-    /// That one may have been shown already.
-    repeated: Option<u64>,
-    /// The first thing that went wrong.
+    /// All up to this message was read.
+    read: u64,
+    /// What the cluster was told last, and when.
+    marked: ((u64, u64), Instant),
     ended: Exit,
 }
 
+type Lines = mpsc::UnboundedReceiver<Result<String, String>>;
+
 impl Talk {
     async fn begin(
-        client: Client,
-        name: &str,
-        device: &str,
-        connection: Connection,
-        admin: bool,
+        client: &Client,
+        settings: Settings,
         file: Option<PathBuf>,
-    ) -> Result<Self, CliError> {
-        let (chat, login) = client.chat(name, device).await?;
+    ) -> Result<(Self, Lines, Shower), CliError> {
+        let Settings { name, device, .. } = &settings;
         let cluster = client.cluster().await?.cluster_id.as_str().unwrap_or("unknown").to_owned();
         let file = match file {
             Some(file) => file,
             None => config::state_dir()
                 .ok_or_else(|| CliError::usage("there is no HOME: name a file with --cursor"))?
-                .join(cluster)
+                .join(&cluster)
                 .join(format!("{name}@{device}.chat")),
         };
-        let cursor = Cursor::open(&file).map_err(|error| {
+        let whose = format!("{cluster} {name} {device}");
+        let cursor = Cursor::open(&file, &whose).map_err(|error| {
             CliError::failed(format!("what was shown cannot be kept in {}: {error}", file.display()))
         })?;
+        let (typed, lines) = mpsc::unbounded_channel();
+        let input = Input::open()?;
+        // The login is last: who cannot begin is not active.
+        let (chat, login) = client.chat(name, device).await?;
         let (after, repeated) = cursor.resume(login.delivered);
         let what = if login.created { "a new account" } else { "logged in" };
         let waiting = login.newest.saturating_sub(after);
@@ -124,73 +138,86 @@ impl Talk {
             "{name}: {what}; {waiting} messages since you were here. /help lists the commands"
         ));
         if login.dropped > 0 {
-            Output::note(&format!("{} older messages are no longer kept", login.dropped));
+            Output::note(&format!("up to {} older messages are no longer kept", login.dropped));
         }
-        let cursor = Arc::new(Mutex::new(cursor));
-        let printer = Printer::new(connection.json);
-        Ok(Self { chat, connection, admin, printer, cursor, after, repeated, ended: Exit::Done })
+        let printer = Printer::start(input.read_lines(typed), cursor, settings.json);
+        let shower = Shower { chat: chat.clone(), printer: printer.clone(), after, repeated };
+        let marked = ((0, 0), Instant::now());
+        Ok((Self { chat, settings, printer, read: 0, marked, ended: Exit::Done }, lines, shower))
     }
 
-    async fn run(mut self) -> Result<Exit, CliError> {
-        let (typed, mut lines) = mpsc::channel(1);
-        read_lines(self.printer.clone(), typed)?;
-        let broken = Arc::new(AtomicBool::new(false));
-        let showing = tokio::spawn(self.shower(Arc::clone(&broken)).run());
-        let mut marks = interval(MARK);
-        marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut marked = (0, 0);
-        let mut read = 0;
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        loop {
-            tokio::select! {
-                line = lines.recv() => match line {
-                    None => break,
-                    Some(line) => {
-                        // Who types has read what is there.
-                        read = self.shown();
-                        if !self.carry_out(&line).await {
-                            break;
+    async fn run(mut self, mut lines: Lines, shower: Shower) -> Result<Exit, CliError> {
+        let [mut terminate, mut interrupt] =
+            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let showing = tokio::spawn(shower.run());
+        let printer = self.printer.clone();
+        let talking = async {
+            let mut marks = interval(MARK);
+            marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    line = lines.recv() => match line {
+                        None => return,
+                        Some(Err(error)) => {
+                            self.printer.note(format!("the input cannot be read: {error}")).await;
+                            return self.note_end(Exit::Failed);
                         }
-                    }
-                },
-                _ = marks.tick() => {
-                    // What cannot be marked now is with the next time.
-                    let now = (self.shown(), read);
-                    if now != marked && self.chat.mark(now.0, now.1).await.is_ok() {
-                        marked = now;
-                    }
+                        Some(Ok(line)) => {
+                            // Who types has read what is there.
+                            self.read = self.printer.shown();
+                            if !self.carry_out(&line).await {
+                                return;
+                            }
+                        }
+                    },
+                    _ = marks.tick() => self.mark().await,
                 }
-                _ = tokio::signal::ctrl_c() => break,
-                _ = terminate.recv() => break,
             }
-            if broken.load(Ordering::Relaxed) {
-                self.ended = Exit::Failed;
-                break;
-            }
-        }
+        };
+        let over = tokio::select! {
+            () = talking => None,
+            why = printer.over() => Some(why),
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+        };
         showing.abort();
-        let _ = self.chat.mark(self.shown(), read).await;
-        if let Err(error) = self.chat.logout().await
-            && !crate::client::is_refusal(&error, "not_logged_in")
-        {
-            self.failed("logging out", &error);
+        self.printer.finish().await;
+        if let Some(why) = over {
+            return Err(CliError::failed(why));
         }
-        let _ = self.chat.client().close().await;
+        let leaving = async {
+            let chat = self.chat.with_timeout(LEAVE);
+            let _ = chat.mark(self.printer.shown(), self.read).await;
+            match chat.logout().await {
+                Err(error) if !is_refusal(&error, "not_logged_in") => {
+                    Output::note(&format!("logging out: {error}"));
+                }
+                _ => {}
+            }
+        };
+        tokio::select! {
+            () = leaving => {}
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
         Ok(self.ended)
     }
 
-    fn shown(&self) -> u64 {
-        self.cursor.lock().unwrap_or_else(PoisonError::into_inner).shown()
-    }
-
-    fn shower(&self, broken: Arc<AtomicBool>) -> Shower {
-        Shower {
-            chat: self.chat.clone(),
-            printer: self.printer.clone(),
-            cursor: Arc::clone(&self.cursor),
-            after: self.after,
-            repeated: self.repeated,
-            broken,
+    /// Tells the cluster what was shown and read. Also when that is nothing new, once in a while: that notices that
+    /// the session has expired while nobody could be reached, and logs in again.
+    async fn mark(&mut self) {
+        let now = (self.printer.shown(), self.read);
+        let (marked, at) = self.marked;
+        if now == marked && at.elapsed() < self.settings.ttl / 2 {
+            return;
+        }
+        match self.chat.mark(now.0, now.1).await {
+            Ok(()) => self.marked = (now, Instant::now()),
+            Err(error) if error.refused().is_some_and(|refused| refused.is_by_service()) => {
+                self.printer.end(format!("logged out: {error}"));
+            }
+            // It is with the next time.
+            Err(_) => {}
         }
     }
 
@@ -201,9 +228,12 @@ impl Talk {
             Ok(Line::Say { to, text }) => self.say(to, text).await,
             Ok(Line::List(pattern)) => self.list(pattern).await,
             Ok(Line::History { with, limit }) => self.history(with, limit.unwrap_or(HISTORY)).await,
-            Ok(Line::Delete(name)) => self.chat.delete(name, self.admin).await.map_err(Trouble::Error),
+            Ok(Line::Delete(name)) => match self.chat.delete(name, self.settings.admin).await {
+                Ok(()) if name == self.settings.name => return false,
+                result => result.map_err(Trouble::Error),
+            },
             Ok(Line::Help) => {
-                self.printer.print(HELP);
+                self.printer.print(HELP.to_owned()).await;
                 Ok(())
             }
             Ok(Line::Logout) => return false,
@@ -211,8 +241,14 @@ impl Talk {
         };
         match result {
             Ok(()) => {}
-            Err(Trouble::Mistake(text)) => self.mistake(&text),
-            Err(Trouble::Error(error)) => self.failed(line, &error),
+            Err(Trouble::Mistake(text)) => {
+                self.printer.note(text).await;
+                self.note_end(Exit::Failed);
+            }
+            Err(Trouble::Error(error)) => {
+                self.printer.note(format!("`{}`: {error}", line.trim())).await;
+                self.note_end(if error.is_unknown() { Exit::Unknown } else { Exit::Failed });
+            }
         }
         true
     }
@@ -230,49 +266,42 @@ impl Talk {
     }
 
     async fn list(&self, pattern: Option<&str>) -> Result<(), Trouble> {
-        let pattern = format!("^(?:{})", pattern.unwrap_or_default());
-        let pattern = RegexBuilder::new(&pattern).size_limit(PATTERN_MAX).build().map_err(|error| {
+        let compile = |pattern: &str| RegexBuilder::new(pattern).size_limit(PATTERN_MAX).build();
+        let pattern = pattern.unwrap_or_default();
+        // Alone first: a parenthesis too many would end the anchored group.
+        let anchored = compile(pattern).and_then(|_| compile(&format!("^(?:{pattern})")));
+        let pattern = anchored.map_err(|error| {
             Trouble::Mistake(format!("/list takes a regular expression, and this is none: {error}"))
         })?;
         for account in self.chat.accounts().await? {
             if pattern.is_match(&account.name) {
-                let line = match self.connection.json {
+                let line = match self.settings.json {
                     true => json!({ "account": account }).to_string(),
                     false => format!("{}{}", account.name, if account.online { " (online)" } else { "" }),
                 };
-                self.printer.print(&line);
+                self.printer.print(line).await;
             }
         }
         Ok(())
     }
 
     async fn history(&self, with: Option<&str>, limit: u32) -> Result<(), Trouble> {
-        for line in self.chat.history(with, limit).await? {
-            let text = match self.connection.json {
+        for line in self.chat.history(with, limit as usize).await? {
+            let text = match self.settings.json {
                 true => json!({ "history": line }).to_string(),
                 false => {
                     let ChatLine { message, delivered, read, of } = &line;
                     format!("{}  (delivered to {delivered} of {of}, read by {read})", plain(message))
                 }
             };
-            self.printer.print(&text);
+            self.printer.print(text).await;
         }
         Ok(())
     }
 
-    fn mistake(&mut self, text: &str) {
-        self.printer.note(text);
-        self.note_end(Exit::Failed);
-    }
-
-    fn failed(&mut self, what: &str, error: &Error) {
-        self.printer.note(&format!("`{}`: {error}", what.trim()));
-        self.note_end(if error.is_unknown() { Exit::Unknown } else { Exit::Failed });
-    }
-
     /// For a script; a person has seen what went wrong.
     fn note_end(&mut self, exit: Exit) {
-        if self.ended == Exit::Done && !std::io::stdin().is_terminal() {
+        if !std::io::stdin().is_terminal() && self.ended != Exit::Unknown {
             self.ended = exit;
         }
     }
@@ -293,10 +322,9 @@ impl From<Error> for Trouble {
 struct Shower {
     chat: Chat,
     printer: Printer,
-    cursor: Arc<Mutex<Cursor>>,
     after: u64,
+    /// This message may have been shown already.
     repeated: Option<u64>,
-    broken: Arc<AtomicBool>,
 }
 
 impl Shower {
@@ -307,17 +335,13 @@ impl Shower {
             match events.next().await {
                 Ok(event) => {
                     if std::mem::take(&mut silent) {
-                        self.printer.note("the servers answer again");
+                        self.printer.note("the servers answer again".to_owned()).await;
                     }
-                    if let Err(error) = self.show(event).await {
-                        self.printer.note(&format!("what was shown cannot be kept: {error}"));
-                        self.broken.store(true, Ordering::Relaxed);
-                        return;
-                    }
+                    self.show(event).await;
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut silent, true) {
-                        self.printer.note(&format!("no messages come: {error}; it is tried on"));
+                        self.printer.note(format!("no messages come: {error}; it is tried on")).await;
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -325,101 +349,71 @@ impl Shower {
         }
     }
 
-    async fn show(&self, event: ChatEvent) -> std::io::Result<()> {
+    async fn show(&self, event: ChatEvent) {
         match event {
             ChatEvent::Message(message) => {
-                let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-                cursor.showing(message.number)?;
-                self.printer.message(&message, self.repeated == Some(message.number));
-                cursor.shown_up_to(message.number)
+                let repeated = self.repeated == Some(message.number);
+                self.printer.message(message, repeated).await;
             }
-            ChatEvent::Account(account) => {
-                if account.name == self.chat.name() && !account.online && account.exists {
-                    // The session expired while nobody could be reached.
-                    if let Err(error) = self.chat.login_again().await {
-                        self.printer.note(&format!("logged out, and no login: {error}"));
-                    }
-                }
-                Ok(())
+            ChatEvent::Account(account) if account.name == self.chat.name() && !account.exists => {
+                self.printer.end("this account was deleted".to_owned());
             }
+            ChatEvent::Account(_) => {}
             ChatEvent::Dropped(count) => {
-                self.printer.note(&format!("{count} messages are no longer kept, and were missed"));
-                Ok(())
+                self.printer
+                    .note(format!("up to {count} messages are no longer kept, and were missed"))
+                    .await;
             }
         }
     }
 }
 
-fn plain(message: &Message) -> String {
-    let to = message.to.as_ref().map_or_else(String::new, |to| format!(" >> {to}"));
-    format!("[{}] {}{to}: {}", message.number, message.from, cell(&message.text))
+/// Where lines are typed.
+enum Input {
+    Terminal(Box<DefaultEditor>, Box<dyn ExternalPrinter + Send>),
+    Pipe,
 }
 
-/// Prints above the line that is being typed.
-#[derive(Clone)]
-struct Printer {
-    json: bool,
-    above: Arc<Mutex<Option<Box<dyn ExternalPrinter + Send>>>>,
-}
-
-impl Printer {
-    fn new(json: bool) -> Self {
-        Self { json, above: Arc::default() }
-    }
-
-    fn message(&self, message: &Message, repeated: bool) {
-        let line = match self.json {
-            true => json!({ "message": message, "repeated": repeated }).to_string(),
-            false => format!("{}{}", plain(message), if repeated { "  (repeated)" } else { "" }),
-        };
-        self.print(&line);
-    }
-
-    fn print(&self, line: &str) {
-        let mut above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
-        let printed = match &mut *above {
-            Some(above) => above.print(format!("{line}\n")).is_ok(),
-            None => Output::raw(format!("{line}\n").as_bytes()).is_ok(),
-        };
-        if !printed {
-            Output::note("cannot print");
+impl Input {
+    fn open() -> Result<Self, CliError> {
+        if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+            return Ok(Self::Pipe);
         }
+        let cannot = |error: ReadlineError| CliError::failed(format!("the chat cannot start: {error}"));
+        let mut editor = DefaultEditor::new().map_err(cannot)?;
+        let above = editor.create_external_printer().map_err(cannot)?;
+        Ok(Self::Terminal(Box::new(editor), Box::new(above)))
     }
 
-    fn note(&self, text: &str) {
-        let mut above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *above {
-            // It is told on stderr, once the prompt is gone.
-            Some(above) => drop(above.print(format!("quorate: {text}\n"))),
-            None => Output::note(text),
-        }
-    }
-}
-
-/// Reads what is typed, on a thread of its own: nobody can be kept from typing nothing.
-fn read_lines(printer: Printer, typed: mpsc::Sender<String>) -> Result<(), CliError> {
-    if !std::io::stdin().is_terminal() {
-        std::thread::spawn(move || {
-            for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-                if typed.blocking_send(line).is_err() {
-                    return;
-                }
+    /// Reads on a thread of its own: nobody can be kept from typing nothing. Gives what prints above the line.
+    fn read_lines(
+        self,
+        typed: mpsc::UnboundedSender<Result<String, String>>,
+    ) -> Option<Box<dyn ExternalPrinter + Send>> {
+        match self {
+            Self::Pipe => {
+                std::thread::spawn(move || {
+                    for line in std::io::stdin().lock().lines() {
+                        let broken = line.is_err();
+                        if typed.send(line.map_err(|error| error.to_string())).is_err() || broken {
+                            return;
+                        }
+                    }
+                });
+                None
             }
-        });
-        return Ok(());
-    }
-    let cannot = |error: ReadlineError| CliError::failed(format!("the chat cannot start: {error}"));
-    let mut editor = DefaultEditor::new().map_err(cannot)?;
-    let above = editor.create_external_printer().map_err(cannot)?;
-    *printer.above.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(above));
-    std::thread::spawn(move || {
-        while let Ok(line) = editor.readline(PROMPT) {
-            // Ctrl-C and Ctrl-D end it, and so the channel.
-            let _ = editor.add_history_entry(&line);
-            if typed.blocking_send(line).is_err() {
-                return;
+            Self::Terminal(mut editor, above) => {
+                std::thread::spawn(move || {
+                    // Ctrl-C and Ctrl-D end it, and so the channel.
+                    while let Ok(line) = editor.readline(PROMPT) {
+                        let _ = editor.add_history_entry(&line);
+                        if typed.send(Ok(line)).is_err() {
+                            return;
+                        }
+                    }
+                });
+                Some(above)
             }
         }
-    });
-    Ok(())
+    }
 }

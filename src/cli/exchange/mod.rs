@@ -17,7 +17,7 @@ use super::connect::{ConnectFlags, Connection, background_runtime, runtime};
 use super::output::{CliError, Exit, Output, Printed};
 use super::shown::cell;
 use super::{addresses, status};
-use crate::client::{Client, Exchange, OrdersQuery};
+use crate::client::{Client, Error, Exchange, OrdersQuery};
 use crate::config::Config;
 use crate::services::exchange::{NewStock, Order, Side, StockRow};
 
@@ -193,20 +193,52 @@ pub(crate) fn run(arguments: ExchangeArgs, config: &Config) -> Result<Exit, CliE
             background_runtime()?.block_on(trade::run(&client, &arguments, connection.json))
         }
         action => runtime()?.block_on(async {
-            let printed = perform(&client.exchange(), &action).await;
-            // A reply that is there is not held up by the end of its session.
-            let _ = client.with_timeout(super::client::CLOSE_TIMEOUT).close().await;
-            finish(&connection, printed)
+            let result = perform(&client.exchange(), &action).await;
+            let ended = finish(&connection, result, action.changes());
+            super::client::close(&client).await;
+            ended
         }),
     }
 }
 
-fn finish(connection: &Connection, printed: Result<Printed, CliError>) -> Result<Exit, CliError> {
-    connection.output().reply(&printed?)?;
-    Ok(Exit::Done)
+fn finish(
+    connection: &Connection,
+    result: Result<Printed, Trouble>,
+    changes: bool,
+) -> Result<Exit, CliError> {
+    match result {
+        Ok(printed) => {
+            let shown = connection.output().reply(&printed);
+            // Who sees an exit code of 1 may do it again.
+            shown.map_err(|error| if changes { CliError::unseen(&error) } else { error.into() })?;
+            Ok(Exit::Done)
+        }
+        Err(Trouble::Usage(error)) => Err(error),
+        Err(Trouble::Error(error)) => {
+            connection.output().refusal(&error)?;
+            Err(error.into())
+        }
+    }
 }
 
-async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, CliError> {
+enum Trouble {
+    Usage(CliError),
+    Error(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Action {
+    fn changes(&self) -> bool {
+        matches!(self, Self::Order { .. } | Self::Add { .. } | Self::Reprice { .. } | Self::Load { .. })
+    }
+}
+
+async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, Trouble> {
     match action {
         Action::Catalog => {
             let stocks = exchange.catalog().await?;
@@ -249,12 +281,14 @@ async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, CliErr
             Ok(Printed::new(stock_table(std::slice::from_ref(&reply.row)), reply.body))
         }
         Action::Load { file } => {
-            let stocks = read_stocks(file)?;
+            let stocks = read_stocks(file).map_err(Trouble::Usage)?;
             exchange.load(&stocks).await?;
             let text = format!("{} stocks", stocks.len());
             Ok(Printed::new(text, json!({ "stocks": stocks.len() }).to_string()))
         }
-        Action::Front { .. } | Action::Trade(_) => Err(CliError::usage("this one has its own way")),
+        Action::Front { .. } | Action::Trade(_) => {
+            Err(Trouble::Usage(CliError::usage("this one has its own way")))
+        }
     }
 }
 

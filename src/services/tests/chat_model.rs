@@ -128,7 +128,8 @@ impl World {
 
     fn login(&mut self, session: u64, device: Device) {
         let device_name = if device.1 { "phone" } else { "default" };
-        let command = Command::Login { name: NAMES[device.0].to_owned(), device: device_name.to_owned() };
+        let command =
+            Command::Login { name: NAMES[device.0].to_owned(), device: device_name.to_owned(), create: true };
         let found = self.send(session, &command);
         let model = &mut self.model;
         if model.logins.get(&session).is_some_and(|on| *on != device) {

@@ -1,0 +1,155 @@
+//! What the chat prints, on a thread of its own: a terminal that takes nothing, or a pipe that nobody reads, holds up the
+//! printing alone. A message counts as shown when it was written, not before.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustyline::ExternalPrinter;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::cursor::Cursor;
+use crate::cli::output::Output;
+use crate::cli::shown::line;
+use crate::services::chat::Message;
+
+/// What waits to be printed, at most.
+const WAITING: usize = 64;
+/// So long it may take to print the rest at the end.
+const REST: Duration = Duration::from_secs(2);
+
+enum Out {
+    Line(String),
+    Note(String),
+    Message { message: Message, repeated: bool },
+    End(oneshot::Sender<()>),
+}
+
+/// Prints; clones print to the same place.
+#[derive(Clone)]
+pub(super) struct Printer {
+    out: mpsc::Sender<Out>,
+    shown: Arc<AtomicU64>,
+    /// Why the chat is to end.
+    over: watch::Sender<Option<String>>,
+}
+
+impl Printer {
+    /// Prints above the line that is being typed, if there is one.
+    pub(super) fn start(above: Option<Box<dyn ExternalPrinter + Send>>, cursor: Cursor, json: bool) -> Self {
+        let (out, inbox) = mpsc::channel(WAITING);
+        let shown = Arc::new(AtomicU64::new(cursor.shown()));
+        let printer = Self { out, shown: Arc::clone(&shown), over: watch::Sender::new(None) };
+        let mut thread = Thread { above, cursor, json, shown };
+        let over = printer.over.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = thread.run(inbox) {
+                over.send_replace(Some(format!("nothing more can be shown: {error}")));
+            }
+        });
+        printer
+    }
+
+    /// Up to which message all were shown.
+    pub(super) fn shown(&self) -> u64 {
+        self.shown.load(Ordering::Relaxed)
+    }
+
+    pub(super) async fn print(&self, line: String) {
+        self.send(Out::Line(line)).await;
+    }
+
+    /// A remark.
+    pub(super) async fn note(&self, text: String) {
+        self.send(Out::Note(text)).await;
+    }
+
+    pub(super) async fn message(&self, message: Message, repeated: bool) {
+        self.send(Out::Message { message, repeated }).await;
+    }
+
+    async fn send(&self, out: Out) {
+        // Once the thread has ended, the chat ends.
+        let _ = self.out.send(out).await;
+    }
+
+    /// Waits until all was printed, for a while.
+    pub(super) async fn finish(&self) {
+        let (done, printed) = oneshot::channel();
+        let _ = timeout(REST, async {
+            self.send(Out::End(done)).await;
+            let _ = printed.await;
+        })
+        .await;
+    }
+
+    /// Ends the chat.
+    pub(super) fn end(&self, why: String) {
+        self.over.send_replace(Some(why));
+    }
+
+    /// Why the chat is to end, once it is.
+    pub(super) async fn over(&self) -> String {
+        let mut over = self.over.subscribe();
+        match over.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            // It has the sender itself.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+struct Thread {
+    above: Option<Box<dyn ExternalPrinter + Send>>,
+    cursor: Cursor,
+    json: bool,
+    shown: Arc<AtomicU64>,
+}
+
+impl Thread {
+    fn run(&mut self, mut inbox: mpsc::Receiver<Out>) -> io::Result<()> {
+        while let Some(out) = inbox.blocking_recv() {
+            match out {
+                Out::Line(line) => self.line(&line)?,
+                Out::Note(text) => self.note(&text),
+                Out::Message { message, repeated } => {
+                    self.cursor.showing(message.number)?;
+                    let text = match self.json {
+                        true => json!({ "message": message, "repeated": repeated }).to_string(),
+                        false => format!("{}{}", plain(&message), if repeated { "  (repeated)" } else { "" }),
+                    };
+                    self.line(&text)?;
+                    self.cursor.shown_up_to(message.number)?;
+                    self.shown.store(message.number, Ordering::Relaxed);
+                }
+                Out::End(done) => drop(done.send(())),
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &str) -> io::Result<()> {
+        let wanted = match &mut self.above {
+            Some(above) => above.print(format!("{line}\n")).map(|()| true).map_err(io::Error::other)?,
+            None => Output::is_wanted(line)?,
+        };
+        if wanted { Ok(()) } else { Err(io::Error::other("nobody reads it any more")) }
+    }
+
+    fn note(&mut self, text: &str) {
+        match &mut self.above {
+            // Between what is typed and what is said.
+            Some(above) => drop(above.print(format!("quorate: {text}\n"))),
+            None => Output::note(text),
+        }
+    }
+}
+
+/// A message in a line.
+pub(super) fn plain(message: &Message) -> String {
+    let to = message.to.as_ref().map_or_else(String::new, |to| format!(" >> {to}"));
+    format!("[{}] {}{to}: {}", message.number, message.from, line(&message.text))
+}
