@@ -237,7 +237,8 @@ impl Inner {
             node_id: self.id,
             info: self.info.clone(),
             term: metrics.current_term,
-            leader,
+            // It was asked for before the term, and may have been another term's.
+            leader: leader.filter(|leader| metrics.current_leader == Some(*leader)),
             ready,
             last_log: metrics.last_log_index.unwrap_or(0),
             committed: metrics.cluster_committed.as_ref().map_or(0, |id| id.index),
