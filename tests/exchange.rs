@@ -1,7 +1,6 @@
 //! The exchange on real processes: a client that trades at random while every server is killed in turn, and the front end.
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -16,6 +15,19 @@ async fn exchange(cluster: &Cluster, words: &[&str]) -> Run {
     quorate(words).await
 }
 
+/// Waits until 200 more commands were applied.
+async fn traded_on(cluster: &Cluster) {
+    let mut begin = None;
+    cluster
+        .until("they trade on", async || {
+            let status = cluster.status(&cluster.primary().await).await?;
+            let now = status["revision"].as_u64().ok_or_else(|| status.to_string())?;
+            let begin = *begin.get_or_insert(now);
+            if now >= begin + 200 { Ok(()) } else { Err(format!("from revision {begin} to {now}")) }
+        })
+        .await;
+}
+
 #[tokio::test]
 async fn traders_and_the_clusters_log_agree_while_servers_are_killed() {
     let cluster = Cluster::start(3).await;
@@ -27,9 +39,9 @@ async fn traders_and_the_clusters_log_agree_while_servers_are_killed() {
     let [first, second] = traders;
     let kills = async {
         for name in cluster.names() {
-            tokio::time::sleep(Duration::from_secs(3)).await;
+            traded_on(&cluster).await;
             cluster.kill9(&name);
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            traded_on(&cluster).await;
             cluster.restart(&name).await;
         }
     };

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::{Caching, note};
-use crate::cli::output::{CliError, Exit};
+use super::Caching;
+use crate::cli::output::{CliError, Exit, Output};
 use crate::client::{Client, Error, Exchange, OrdersQuery};
 use crate::detectors::{terminated, web};
 use crate::services::exchange::Side;
@@ -41,7 +41,7 @@ pub(super) async fn serve(
         .route("/cache", get(hits))
         .route("/healthz", get(async || "ok\n"))
         .with_state(front);
-    note(&format!("the front end listens on http://{address}"));
+    Output::note(&format!("the front end listens on http://{address}"));
     let stopped = terminated().map_err(CliError::failed)?;
     tokio::select! {
         result = web::serve(listener, router) => result.map_err(CliError::failed)?,

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::connect::{ConnectFlags, Connection, background_runtime, runtime};
-use super::output::{CliError, Exit, Output, Printed};
+use super::output::{CliError, Exit, Printed};
 use super::shown::cell;
 use super::{addresses, status};
 use crate::client::{Client, Error, Exchange, OrdersQuery};
@@ -293,7 +293,7 @@ async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, Troubl
 }
 
 fn read_stocks(file: &Path) -> Result<Vec<NewStock>, CliError> {
-    #[derive(Serialize, Deserialize)]
+    #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Stocks {
         stocks: Vec<NewStock>,
@@ -339,9 +339,4 @@ fn table(header: &[&str]) -> Table {
     table.load_style(NOTHING);
     table.set_header(header);
     table
-}
-
-/// A line for a person that has nothing to do with the reply.
-fn note(text: &str) {
-    Output::note(text);
 }

@@ -10,7 +10,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Caching, note};
+use super::Caching;
 use crate::cli::output::{CliError, Exit, Output};
 use crate::client::{Client, Error, Exchange, OrdersQuery};
 use crate::services::exchange::{Order, Side};
@@ -101,7 +101,7 @@ pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> R
     }
     Output::raw(format!("{}\n", trader.summary(wrong, json)).as_bytes())?;
     if wrong > 0 {
-        note(&format!("{wrong} orders differ from the cluster's log (--seed {seed})"));
+        Output::note(&format!("{wrong} orders differ from the cluster's log (--seed {seed})"));
         return Ok(Exit::Failed);
     }
     Ok(Exit::Done)
