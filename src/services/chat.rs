@@ -694,15 +694,6 @@ fn check_limit(limit: u32, most: u32) -> Result<usize, Refusal> {
     Err(Refusal::new("bad_limit", format!("the limit is {limit}; use 1 to {most}")).with_status(400))
 }
 
-/// Names stand before a colon and in topics.
 fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(plain) {
-        return Ok(());
-    }
-    let text = format!(
-        "{name:?} is no name of a{} {what}: use 1 to {MAX_NAME_BYTES} bytes of letters, digits, '-', '_' and '.'",
-        if what == "account" { "n" } else { "" }
-    );
-    Err(Refusal::new("bad_name", text).with_status(400))
+    names::check_plain(what, name, MAX_NAME_BYTES)
 }

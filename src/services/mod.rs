@@ -6,6 +6,7 @@
 pub mod chat;
 pub mod counter;
 pub mod exchange;
+pub mod jobs;
 pub mod register;
 
 mod names;
@@ -19,5 +20,10 @@ use crate::Registry;
 
 /// The one list of services. A user's own are added to it: `services::registry().with(Tickets)`.
 pub fn registry() -> Registry {
-    Registry::new().with(counter::Counter).with(register::Register).with(exchange::Exchange).with(chat::Chat)
+    Registry::new()
+        .with(counter::Counter)
+        .with(register::Register)
+        .with(exchange::Exchange)
+        .with(chat::Chat)
+        .with(jobs::Jobs)
 }

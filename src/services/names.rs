@@ -1,4 +1,4 @@
-//! What counters and registers share: names, and lists of rows by name.
+//! What services share: names, and lists of rows by name.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -38,6 +38,19 @@ pub(super) fn check(name: &str) -> Result<(), Refusal> {
     };
     let detail = format!("{problem}; use 1 to {MAX_NAME_BYTES} bytes of UTF-8 without control characters");
     Err(Refusal::new("bad_name", detail).with_status(400))
+}
+
+/// Refuses a name that could not stand before a colon, in a topic or in a file's name.
+pub(super) fn check_plain(what: &str, name: &str, most: usize) -> Result<(), Refusal> {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if (1..=most).contains(&name.len()) && name.chars().all(plain) {
+        return Ok(());
+    }
+    let a = if what.starts_with('a') { "an" } else { "a" };
+    let text = format!(
+        "{name:?} is no name of {a} {what}: use 1 to {most} bytes of letters, digits, '-', '_' and '.'"
+    );
+    Err(Refusal::new("bad_name", text).with_status(400))
 }
 
 /// Which part of a list is asked for.

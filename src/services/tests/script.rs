@@ -6,6 +6,8 @@ use quorate_storage::codec;
 use quorate_storage::delta::{Command, DeltaResult, Millis, Outcome, SESSION_SERVICE, SYSTEM_SERVICE};
 use quorate_storage::machine::{Position, QueryError, SessionCommand, SystemCommand};
 
+use serde_json::Value;
+
 use super::replicas::Replicas;
 use crate::Refusal;
 
@@ -17,11 +19,13 @@ pub(super) struct Runner {
     seen: Position,
     time: Millis,
     session: u64,
+    /// What came back, the last one last.
+    replies: Vec<Value>,
 }
 
 impl Runner {
     pub(super) fn new() -> Self {
-        Self { replicas: Replicas::new(), seen: (0, 0), time: 0, session: 0 }
+        Self { replicas: Replicas::new(), seen: (0, 0), time: 0, session: 0, replies: Vec::new() }
     }
 
     /// `counter/add {"amount":5}`
@@ -40,6 +44,7 @@ impl Runner {
                 let service = self.replicas.machine().registry().get(service).ok_or("no service")?;
                 let mut json = Vec::new();
                 service.reply_to_json(reply, &mut json)?;
+                self.replies.push(serde_json::from_slice(&json)?);
                 let json = String::from_utf8(json)?;
                 // As the gateway adds it.
                 let json = json.strip_suffix('}').ok_or("the reply is not an object")?;
@@ -110,7 +115,7 @@ impl goldenscript::Runner for Runner {
         command: &goldenscript::Command,
         _: &goldenscript::Context,
     ) -> Result<String, Box<dyn Error>> {
-        let line = expand(&command.name)?;
+        let line = self.recall(&expand(&command.name)?)?;
         let output = match line.split_once(' ') {
             Some(("POST", request)) => self.post(request),
             Some(("GET", request)) => self.get(request),
@@ -141,6 +146,16 @@ impl goldenscript::Runner for Runner {
 }
 
 impl Runner {
+    /// `$job/token` becomes that field of the last reply that has it.
+    fn recall(&self, line: &str) -> Result<String, Box<dyn Error>> {
+        let Some((before, rest)) = line.split_once('$') else { return Ok(line.to_owned()) };
+        let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '/')).unwrap_or(rest.len());
+        let (field, after) = rest.split_at(end);
+        let found = self.replies.iter().rev().find_map(|reply| reply.pointer(&format!("/{field}")));
+        let found = found.ok_or_else(|| format!("no reply has {field}"))?;
+        Ok(format!("{before}{found}{}", self.recall(after)?))
+    }
+
     fn fill(&mut self, request: &str) -> Result<String, Box<dyn Error>> {
         let [prefix, count, text] = request.split(' ').collect::<Vec<_>>()[..] else {
             return Err("FILL PREFIX COUNT TEXT".into());

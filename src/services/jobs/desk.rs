@@ -1,0 +1,426 @@
+//! The jobs of one queue, and how they go from one state to the next.
+
+use std::ops::{Bound, ControlFlow};
+
+use serde::{Deserialize, Serialize};
+
+use super::members::MEMBERS;
+use super::ring::{Slots, slot_of};
+use super::stored::{Job, Queue};
+use super::{
+    JobEvent, KEPT, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES, MAX_PRIORITY,
+    MAX_QUEUES, MAX_RESULT_BYTES, Reply, SLOTS, State, bad, check_queue, cut, names, unknown_job,
+};
+use crate::{Context, Readable, Refusal, Table, Tables};
+
+pub(super) const JOBS: Table<u64, Job> = Table::new("jobs");
+pub(super) const PAYLOADS: Table<u64, String> = Table::new("payloads");
+pub(super) const RESULTS: Table<u64, String> = Table::new("results");
+pub(super) const QUEUES: Table<String, Queue> = Table::new("queues");
+/// Dead letters, of a queue.
+pub(super) const DEAD: Table<(String, u64), ()> = Table::new("dead");
+/// When, and which job.
+pub(super) const DELAYED: Table<(u64, u64), ()> = Table::new("delayed");
+/// Ready jobs without a key: queue, level, job.
+const READY: Table<(String, (u64, u64)), ()> = Table::new("ready");
+/// Ready jobs with a key: queue, level, slot, job.
+const KEYED: Table<(String, (u64, (u64, u64))), ()> = Table::new("keyed");
+/// The slots of a queue and level that have a row in [`KEYED`].
+const LEVEL_SLOTS: Table<(String, u64), Slots> = Table::new("level_slots");
+/// Of a queue and key: the job that is not behind another one.
+const HEADS: Table<(String, String), u64> = Table::new("heads");
+/// Those behind it.
+const LINES: Table<(String, (String, u64)), ()> = Table::new("lines");
+/// Jobs that are done or cancelled, by their place.
+const ENDED: Table<(String, u64), u64> = Table::new("ended");
+const STATE: Table<(), All> = Table::new("state");
+/// Jobs that are dropped with each one that ends: more than one, as one that was taken back leaves its place empty.
+const DROPS: u64 = 2;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct All {
+    jobs: u64,
+    queues: u64,
+}
+
+/// A queue at work. What is changed of its row is stored by [`Desk::close`].
+pub(super) struct Desk<'x, 't, 'c> {
+    pub(super) tables: &'x mut Tables<'t>,
+    pub(super) context: &'x mut Context<'c>,
+    pub(super) name: String,
+    pub(super) queue: Queue,
+}
+
+impl<'x, 't, 'c> Desk<'x, 't, 'c> {
+    pub(super) fn open(tables: &'x mut Tables<'t>, context: &'x mut Context<'c>, name: &str) -> Self {
+        let name = name.to_owned();
+        let queue = tables.get(&QUEUES, &name).unwrap_or_default();
+        Self { tables, context, name, queue }
+    }
+
+    pub(super) fn close(self) {
+        self.tables.put(&QUEUES, &self.name, &self.queue);
+    }
+
+    /// Brings a job from its state to another one.
+    pub(super) fn turn(&mut self, id: u64, job: &mut Job, state: State) {
+        self.unplace(id, job);
+        let count = self.queue.counts.of(job.state);
+        *count = count.saturating_sub(1);
+        self.enter(id, job, state);
+    }
+
+    fn enter(&mut self, id: u64, job: &mut Job, state: State) {
+        job.state = state;
+        *self.queue.counts.of(state) += 1;
+        if matches!(state, State::Done | State::Cancelled | State::Dead) {
+            job.ended_ms = self.context.time();
+        }
+        self.place(id, job);
+        self.tables.put(&JOBS, &id, job);
+        let event = JobEvent {
+            job: id,
+            state,
+            worker: (!job.worker.is_empty()).then(|| job.worker.clone()),
+            slot: job.key.as_deref().filter(|_| state == State::Ready).map(slot_of),
+        };
+        self.context.emit(&self.name, &event);
+    }
+
+    /// Where it is found while it is in its state.
+    fn place(&mut self, id: u64, job: &mut Job) {
+        let queue = self.name.clone();
+        match (job.state, &job.key) {
+            (State::Waiting, Some(key)) => self.tables.put(&LINES, &(queue, (key.clone(), id)), &()),
+            (State::Delayed, _) => self.tables.put(&DELAYED, &(job.due_ms, id), &()),
+            (State::Ready, None) => self.tables.put(&READY, &(queue, (level(job), id)), &()),
+            (State::Ready, Some(key)) => {
+                let (level, slot) = (level(job), slot_of(key));
+                self.tables.put(&KEYED, &(queue.clone(), (level, (u64::from(slot), id))), &());
+                let mut slots = self.level_slots(level);
+                if !slots.has(slot) {
+                    slots.add(slot);
+                    self.tables.put(&LEVEL_SLOTS, &(queue, level), &slots);
+                    self.queue.levels |= 1 << level;
+                }
+            }
+            (State::Done | State::Cancelled, _) => {
+                job.place = self.queue.ended;
+                self.queue.ended += 1;
+                self.tables.put(&ENDED, &(queue, job.place), &id);
+                self.drop_old();
+            }
+            (State::Dead, _) => self.tables.put(&DEAD, &(queue, id), &()),
+            // Its member has it; and who waits has a key.
+            (State::Running | State::Waiting, _) => {}
+        }
+    }
+
+    fn unplace(&mut self, id: u64, job: &Job) {
+        let queue = self.name.clone();
+        match (job.state, &job.key) {
+            (State::Waiting, Some(key)) => self.tables.remove(&LINES, &(queue, (key.clone(), id))),
+            (State::Delayed, _) => self.tables.remove(&DELAYED, &(job.due_ms, id)),
+            (State::Ready, None) => self.tables.remove(&READY, &(queue, (level(job), id))),
+            (State::Ready, Some(key)) => {
+                let (level, slot) = (level(job), slot_of(key));
+                self.tables.remove(&KEYED, &(queue.clone(), (level, (u64::from(slot), id))));
+                if self.keyed(level, slot).is_none() {
+                    let mut slots = self.level_slots(level);
+                    slots.remove(slot);
+                    if slots.is_empty() {
+                        self.tables.remove(&LEVEL_SLOTS, &(queue, level));
+                        self.queue.levels &= !(1 << level);
+                    } else {
+                        self.tables.put(&LEVEL_SLOTS, &(queue, level), &slots);
+                    }
+                }
+            }
+            (State::Done | State::Cancelled, _) => self.tables.remove(&ENDED, &(queue, job.place)),
+            (State::Dead, _) => self.tables.remove(&DEAD, &(queue, id)),
+            (State::Running | State::Waiting, _) => {}
+        }
+    }
+
+    fn level_slots(&self, level: u64) -> Slots {
+        self.tables.get(&LEVEL_SLOTS, &(self.name.clone(), level)).unwrap_or_default()
+    }
+
+    /// The first ready job of a slot.
+    fn keyed(&self, level: u64, slot: u32) -> Option<u64> {
+        let bound = |id| (self.name.clone(), (level, (u64::from(slot), id)));
+        first(self.tables, &KEYED, (&bound(0), &bound(u64::MAX))).map(|(_, (_, (_, id)))| id)
+    }
+
+    /// The job that whoever owns `slots` is to have: of the highest priority, with or without a key; then the oldest one.
+    /// Slots are looked at from `cursor` on, and where to go on the next time is returned.
+    pub(super) fn pick(&self, slots: &Slots, cursor: u32) -> Option<(u64, u32)> {
+        let bound = |level, id| (self.name.clone(), (level, id));
+        let plain = first(self.tables, &READY, (&bound(0, 0), &bound(u64::MAX, u64::MAX)))
+            .map(|(_, (level, id))| (level, id));
+        let levels = (0..=u64::from(MAX_PRIORITY)).filter(|level| self.queue.levels & (1 << level) != 0);
+        let keyed = levels.into_iter().find_map(|level| {
+            let slot = self.level_slots(level).and(slots).first_from(cursor)?;
+            Some((level, self.keyed(level, slot)?, slot))
+        });
+        match (plain, keyed) {
+            (Some(plain), Some((level, id, _))) if plain < (level, id) => Some((plain.1, cursor)),
+            (_, Some((_, id, slot))) => Some((id, (slot + 1) % SLOTS)),
+            (Some((_, id)), None) => Some((id, cursor)),
+            (None, None) => None,
+        }
+    }
+
+    /// Where a job that is to be done goes: behind those of its key, or it waits for its time or for a worker.
+    fn begin(&mut self, id: u64, job: &Job) -> State {
+        if let Some(key) = &job.key {
+            let key = (self.name.clone(), key.clone());
+            match self.tables.get(&HEADS, &key) {
+                Some(head) if head != id => return State::Waiting,
+                Some(_) => {}
+                None => self.tables.put(&HEADS, &key, &id),
+            }
+        }
+        self.armed(job)
+    }
+
+    fn armed(&self, job: &Job) -> State {
+        if job.due_ms > self.context.time() { State::Delayed } else { State::Ready }
+    }
+
+    /// Ends a job, for the time being at least, and lets the next one of its key go ahead.
+    pub(super) fn end(&mut self, id: u64, job: &mut Job, state: State) {
+        self.turn(id, job, state);
+        let Some(key) = job.key.clone() else { return };
+        let head = (self.name.clone(), key.clone());
+        if self.tables.get(&HEADS, &head) != Some(id) {
+            return;
+        }
+        let bound = |id| (self.name.clone(), (key.clone(), id));
+        let next = first(self.tables, &LINES, (&bound(0), &bound(u64::MAX))).map(|(_, (_, id))| id);
+        let Some((next, mut job)) = next.and_then(|next| Some((next, self.tables.get(&JOBS, &next)?))) else {
+            self.tables.remove(&HEADS, &head);
+            return;
+        };
+        self.tables.put(&HEADS, &head, &next);
+        let state = self.armed(&job);
+        self.turn(next, &mut job, state);
+    }
+
+    /// An attempt has come to nothing: the job is tried again after a pause, or is a dead letter.
+    pub(super) fn come_to_nothing(&mut self, id: u64, job: &mut Job, error: String, pause_ms: u64) {
+        job.error = error;
+        job.due_ms = self.context.time();
+        if job.attempts >= job.most_attempts {
+            self.end(id, job, State::Dead);
+        } else {
+            job.due_ms += pause_ms;
+            let state = self.armed(job);
+            self.turn(id, job, state);
+        }
+    }
+
+    fn drop_old(&mut self) {
+        for _ in 0..DROPS.min((self.queue.ended - self.queue.dropped).saturating_sub(KEPT)) {
+            let place = (self.name.clone(), self.queue.dropped);
+            self.queue.dropped += 1;
+            if let Some(id) = self.tables.get(&ENDED, &place) {
+                self.tables.remove(&ENDED, &place);
+                self.tables.remove(&JOBS, &id);
+                self.tables.remove(&PAYLOADS, &id);
+                self.tables.remove(&RESULTS, &id);
+            }
+        }
+    }
+}
+
+/// The highest priority is the first level.
+fn level(job: &Job) -> u64 {
+    u64::from(MAX_PRIORITY - job.priority)
+}
+
+/// The first key from one to another, both included.
+fn first<K: crate::Key>(view: &impl Readable, table: &Table<K, ()>, (from, to): (&K, &K)) -> Option<K> {
+    let mut found = None;
+    view.range(table, (Bound::Included(from), Bound::Included(to)), |key, ()| {
+        found = Some(key);
+        ControlFlow::Break(())
+    });
+    found
+}
+
+pub(super) fn submit(
+    tables: &mut Tables<'_>,
+    context: &mut Context<'_>,
+    mut job: Job,
+    payload: &String,
+) -> Result<Reply, Refusal> {
+    check_queue(&job.queue)?;
+    job.key.as_deref().map_or(Ok(()), names::check)?;
+    if payload.len() > MAX_PAYLOAD_BYTES {
+        let text = format!(
+            "the payload takes {} bytes, and at most {MAX_PAYLOAD_BYTES} are taken; store it elsewhere and submit its address",
+            payload.len()
+        );
+        return Err(Refusal::new("too_large", text).with_status(413));
+    }
+    if job.priority > MAX_PRIORITY {
+        let text = format!("the priority is {}; use 0 to {MAX_PRIORITY}, the highest goes first", job.priority);
+        return Err(bad("bad_priority", text));
+    }
+    if !(1..=MAX_ATTEMPTS).contains(&job.most_attempts) {
+        return Err(bad("bad_attempts", format!("{} attempts; use 1 to {MAX_ATTEMPTS}", job.most_attempts)));
+    }
+    let delay = job.due_ms - job.submitted_ms;
+    if delay > MAX_DELAY_MS {
+        return Err(bad("bad_delay", format!("the delay is {delay} ms, and at most {MAX_DELAY_MS} are taken")));
+    }
+    if job.backoff_ms > MAX_BACKOFF_MS {
+        let text = format!("the backoff is {} ms, and at most {MAX_BACKOFF_MS} are taken", job.backoff_ms);
+        return Err(bad("bad_backoff", text));
+    }
+    know_queue(tables, &job.queue)?;
+    let mut desk = Desk::open(tables, context, &job.queue);
+    if desk.queue.counts.open() >= MAX_OPEN {
+        let text = format!(
+            "the queue {} has {MAX_OPEN} jobs that are not done, dead letters included; wait, or cancel some",
+            job.queue
+        );
+        return Err(Refusal::new("queue_full", text).with_status(429));
+    }
+    let mut all = desk.tables.get(&STATE, &()).unwrap_or_default();
+    all.jobs += 1;
+    let id = all.jobs;
+    desk.tables.put(&STATE, &(), &all);
+    desk.tables.put(&PAYLOADS, &id, payload);
+    let state = desk.begin(id, &job);
+    desk.enter(id, &mut job, state);
+    desk.close();
+    Ok(Reply::Submitted { id, state })
+}
+
+/// Counts a queue that is new.
+pub(super) fn know_queue(tables: &mut Tables<'_>, name: &str) -> Result<(), Refusal> {
+    if tables.get(&QUEUES, &name.to_owned()).is_some() {
+        return Ok(());
+    }
+    let mut all = tables.get(&STATE, &()).unwrap_or_default();
+    if all.queues >= MAX_QUEUES {
+        let text = format!("there are {MAX_QUEUES} queues, which is the most");
+        return Err(Refusal::new("too_many_queues", text));
+    }
+    all.queues += 1;
+    tables.put(&STATE, &(), &all);
+    Ok(())
+}
+
+/// The job, if `token` is that of its last claim and it runs.
+fn held(tables: &Tables<'_>, id: u64, token: u64) -> Result<Job, Refusal> {
+    let job = tables.get(&JOBS, &id).ok_or_else(|| unknown_job(id))?;
+    if job.state == State::Running && job.token == token {
+        return Ok(job);
+    }
+    let what = match job.state {
+        State::Running => format!("{} has it now, with token {}", job.worker, job.token),
+        State::Done => "it is done".to_owned(),
+        State::Cancelled => "it was cancelled".to_owned(),
+        State::Dead => "it is a dead letter".to_owned(),
+        State::Waiting | State::Delayed | State::Ready => "it waits for another attempt".to_owned(),
+    };
+    let text = format!("token {token} holds job {id} no longer: {what}");
+    Err(Refusal::new("stale_token", text).with_current(job.token))
+}
+
+/// The member that has the job has it no longer.
+fn let_go(tables: &mut Tables<'_>, job: &Job, done: bool) {
+    if let Some(mut member) = tables.get(&MEMBERS, &job.member).filter(|member| member.token == job.token) {
+        member.job = 0;
+        member.token = 0;
+        member.done += u64::from(done);
+        tables.put(&MEMBERS, &job.member, &member);
+    }
+}
+
+pub(super) fn complete(
+    tables: &mut Tables<'_>,
+    context: &mut Context<'_>,
+    id: u64,
+    token: u64,
+    result: &String,
+) -> Result<Reply, Refusal> {
+    if result.len() > MAX_RESULT_BYTES {
+        let text = format!(
+            "the result takes {} bytes, and at most {MAX_RESULT_BYTES} are taken; store it elsewhere and give its address",
+            result.len()
+        );
+        return Err(Refusal::new("too_large", text).with_status(413));
+    }
+    // Said again, it is the same completion: a token is given once.
+    if let Some(job) = tables.get(&JOBS, &id).filter(|job| job.state == State::Done && job.token == token) {
+        return Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms });
+    }
+    let mut job = held(tables, id, token)?;
+    let_go(tables, &job, true);
+    tables.put(&RESULTS, &id, result);
+    let mut desk = Desk::open(tables, context, &job.queue);
+    desk.end(id, &mut job, State::Done);
+    desk.close();
+    Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })
+}
+
+pub(super) fn fail(
+    tables: &mut Tables<'_>,
+    context: &mut Context<'_>,
+    id: u64,
+    token: u64,
+    error: String,
+) -> Result<Reply, Refusal> {
+    let mut job = held(tables, id, token)?;
+    let_go(tables, &job, false);
+    let mut desk = Desk::open(tables, context, &job.queue);
+    let pause = backoff(&job);
+    desk.come_to_nothing(id, &mut job, cut(error, MAX_ERROR_BYTES), pause);
+    desk.close();
+    Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })
+}
+
+/// The pause after the job's last attempt.
+fn backoff(job: &Job) -> u64 {
+    let doublings = job.attempts.saturating_sub(1).min(32);
+    job.backoff_ms.saturating_mul(1 << doublings).min(MAX_BACKOFF_MS)
+}
+
+pub(super) fn cancel(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64) -> Result<Reply, Refusal> {
+    let mut job = tables.get(&JOBS, &id).ok_or_else(|| unknown_job(id))?;
+    match job.state {
+        State::Done => return Err(Refusal::new("already_done", format!("job {id} is done"))),
+        State::Cancelled => return Err(Refusal::new("already_cancelled", format!("job {id} was cancelled"))),
+        State::Running => let_go(tables, &job, false),
+        State::Waiting | State::Delayed | State::Ready | State::Dead => {}
+    }
+    let mut desk = Desk::open(tables, context, &job.queue);
+    desk.end(id, &mut job, State::Cancelled);
+    desk.close();
+    Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })
+}
+
+pub(super) fn retry(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64) -> Result<Reply, Refusal> {
+    let mut job = tables.get(&JOBS, &id).ok_or_else(|| unknown_job(id))?;
+    match job.state {
+        State::Dead | State::Cancelled => {}
+        State::Done => return Err(Refusal::new("already_done", format!("job {id} is done"))),
+        State::Waiting | State::Delayed | State::Ready | State::Running => {
+            let text = format!("job {id} has not ended; it is tried by itself");
+            return Err(Refusal::new("not_ended", text));
+        }
+    }
+    (job.attempts, job.ended_ms, job.due_ms) = (0, 0, context.time());
+    let mut desk = Desk::open(tables, context, &job.queue);
+    if job.state == State::Cancelled && desk.queue.counts.open() >= MAX_OPEN {
+        return Err(Refusal::new("queue_full", format!("the queue {} is full", job.queue)).with_status(429));
+    }
+    let state = desk.begin(id, &job);
+    desk.turn(id, &mut job, state);
+    desk.close();
+    Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })
+}
