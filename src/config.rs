@@ -56,7 +56,8 @@ const KEYS: &[&str] = &[
 ];
 
 /// The tables that a file may hold.
-const SECTIONS: &[&str] = &["server", "client", "cluster", "chat", "exchange", "bench", "lfd", "gfd", "rm"];
+const SECTIONS: &[&str] =
+    &["server", "client", "cluster", "chat", "exchange", "jobs", "bench", "lfd", "gfd", "rm"];
 
 /// A setting that cannot be used, with where it was found and what is expected.
 #[derive(Debug, thiserror::Error)]

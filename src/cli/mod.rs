@@ -14,6 +14,7 @@ mod connect;
 mod console;
 mod detectors;
 mod exchange;
+mod jobs;
 mod manager;
 mod output;
 mod repeat;
@@ -124,6 +125,8 @@ enum Command {
     Chat(Box<chat::ChatArgs>),
     /// Trade stocks
     Exchange(Box<exchange::ExchangeArgs>),
+    /// Queue jobs, and work on them
+    Jobs(Box<jobs::JobsArgs>),
     /// Measure a cluster's speed
     Bench(Box<bench::BenchArgs>),
     /// Print completions for a shell
@@ -194,6 +197,7 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
         Command::Client(arguments) => client::run(*arguments, &Config::load(file, "client")?),
         Command::Chat(arguments) => chat::run(*arguments, &Config::load(file, "chat")?),
         Command::Exchange(arguments) => exchange::run(*arguments, &Config::load(file, "exchange")?),
+        Command::Jobs(arguments) => jobs::run(*arguments, &Config::load(file, "jobs")?),
         Command::Bench(arguments) => bench::run(*arguments, &Config::load(file, "bench")?),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -23,6 +23,7 @@
 //!   go on in a new session.
 //! - A named session belongs to one client at a time: two that number the same session get in each other's way.
 
+mod background;
 mod builder;
 mod chat;
 mod cluster;
@@ -30,6 +31,7 @@ mod error;
 mod exchange;
 mod group;
 mod hooks;
+mod jobs;
 mod problem;
 mod retry;
 mod servers;
@@ -37,6 +39,7 @@ mod services;
 mod session;
 mod transport;
 pub(crate) mod watch;
+mod worker;
 
 #[cfg(test)]
 pub(crate) mod stub;
@@ -53,6 +56,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+pub use background::Background;
 pub use builder::{BuildError, ClientBuilder, DEFAULT_SERVERS, DEFAULT_SESSION_TTL, DEFAULT_TIMEOUT};
 pub(crate) use chat::is_refusal;
 pub use chat::{Chat, ChatAccount, ChatEvent, ChatEvents, ChatLine, ChatLogin, ChatSaid};
@@ -61,12 +65,14 @@ pub use error::{Error, Failure, Refused, TRIED_KEPT, Tried};
 pub use exchange::{Exchange, Ordered, Orders, OrdersQuery, Stock};
 pub use group::Group;
 pub use hooks::{Call, Hooks};
+pub use jobs::{JobList, JobResult, JobState, Jobs, NewJob, RingView, Submitted};
 pub use services::{
     Counter, CounterReply, CounterRow, CounterRows, CounterValue, ListQuery, Register, RegisterReply,
     RegisterRow, RegisterRows, RegisterText,
 };
 pub use session::{SessionMode, WINDOW};
 pub use watch::{Event, Position, Watch};
+pub use worker::{DEFAULT_LEASE, Stop, Task, Worker, WorkerEvent};
 
 use error::History;
 pub(crate) use error::PEER_PORT;

@@ -206,7 +206,16 @@ pub enum Answer {
     },
 }
 
-/// The event of a job's change, on the topic of its queue.
+/// The event of a job that a worker may claim, on the topic `ready:QUEUE`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyEvent {
+    /// Which.
+    pub job: u64,
+    /// Its key's slot: only who owns it is given the job. Null: anybody.
+    pub slot: Option<u32>,
+}
+
+/// The event of any other change of a job, on the topic of its queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobEvent {
     /// Which.
@@ -215,8 +224,6 @@ pub struct JobEvent {
     pub state: State,
     /// Who has it, or had it last.
     pub worker: Option<String>,
-    /// Of a keyed job that is ready: its slot. Only the slot's owner gets it.
-    pub slot: Option<u32>,
 }
 
 /// The event of a change of the ring, on the topic `ring:QUEUE`.

@@ -8,8 +8,9 @@ use super::members::MEMBERS;
 use super::ring::{Slots, slot_of};
 use super::stored::{Job, Queue};
 use super::{
-    JobEvent, KEPT, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES, MAX_PRIORITY,
-    MAX_QUEUES, MAX_RESULT_BYTES, Reply, SLOTS, State, bad, check_queue, cut, names, unknown_job,
+    JobEvent, KEPT, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES,
+    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, ReadyEvent, Reply, SLOTS, State, bad, check_queue, cut,
+    names, unknown_job,
 };
 use crate::{Context, Readable, Refusal, Table, Tables};
 
@@ -78,13 +79,13 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
         }
         self.place(id, job);
         self.tables.put(&JOBS, &id, job);
-        let event = JobEvent {
-            job: id,
-            state,
-            worker: (!job.worker.is_empty()).then(|| job.worker.clone()),
-            slot: job.key.as_deref().filter(|_| state == State::Ready).map(slot_of),
-        };
-        self.context.emit(&self.name, &event);
+        if state == State::Ready {
+            let slot = job.key.as_deref().map(slot_of);
+            self.context.emit(format!("ready:{}", self.name), &ReadyEvent { job: id, slot });
+        } else {
+            let worker = (!job.worker.is_empty()).then(|| job.worker.clone());
+            self.context.emit(&self.name, &JobEvent { job: id, state, worker });
+        }
     }
 
     /// Where it is found while it is in its state.
@@ -265,7 +266,8 @@ pub(super) fn submit(
         return Err(Refusal::new("too_large", text).with_status(413));
     }
     if job.priority > MAX_PRIORITY {
-        let text = format!("the priority is {}; use 0 to {MAX_PRIORITY}, the highest goes first", job.priority);
+        let text =
+            format!("the priority is {}; use 0 to {MAX_PRIORITY}, the highest goes first", job.priority);
         return Err(bad("bad_priority", text));
     }
     if !(1..=MAX_ATTEMPTS).contains(&job.most_attempts) {
@@ -273,7 +275,10 @@ pub(super) fn submit(
     }
     let delay = job.due_ms - job.submitted_ms;
     if delay > MAX_DELAY_MS {
-        return Err(bad("bad_delay", format!("the delay is {delay} ms, and at most {MAX_DELAY_MS} are taken")));
+        return Err(bad(
+            "bad_delay",
+            format!("the delay is {delay} ms, and at most {MAX_DELAY_MS} are taken"),
+        ));
     }
     if job.backoff_ms > MAX_BACKOFF_MS {
         let text = format!("the backoff is {} ms, and at most {MAX_BACKOFF_MS} are taken", job.backoff_ms);

@@ -6,8 +6,8 @@ use super::desk::{Desk, JOBS, PAYLOADS, know_queue};
 use super::ring::{Slots, assign};
 use super::stored::{Job, Member, Ring};
 use super::{
-    Claim, MAX_LEASE_MS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_PROGRESS_BYTES, MIN_LEASE_MS, Phase, Reply, RingEvent, Standing, State, bad,
-    check_queue, cut, names,
+    Claim, MAX_LEASE_MS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_PROGRESS_BYTES, MIN_LEASE_MS, Phase, Reply,
+    RingEvent, Standing, State, bad, check_queue, cut, names,
 };
 use crate::{Context, Readable, Refusal, Table, Tables};
 
@@ -48,7 +48,8 @@ fn usable(ring: &Ring, member: &Member) -> Slots {
 
 fn member(tables: &Tables<'_>, id: u64) -> Result<Member, Refusal> {
     tables.get(&MEMBERS, &id).ok_or_else(|| {
-        let text = format!("there is no member {id}: it has left, or has been silent for its lease. Join again");
+        let text =
+            format!("there is no member {id}: it has left, or has been silent for its lease. Join again");
         Refusal::new("unknown_member", text).with_status(404)
     })
 }
@@ -307,8 +308,8 @@ pub(super) fn acknowledge(
     let mut member = member(tables, id)?;
     let mut desk = Desk::open(tables, context, &member.queue);
     let ring = desk.queue.ring;
-    let is_to_come = epoch > ring.epoch
-        || epoch == ring.epoch && ring.phase != Phase::Normal && phase > ring.phase;
+    let is_to_come =
+        epoch > ring.epoch || epoch == ring.epoch && ring.phase != Phase::Normal && phase > ring.phase;
     if is_to_come || phase == Phase::Normal {
         let text = format!(
             "there is no phase {} of resize {epoch} to acknowledge; the ring is in phase {} of {}",

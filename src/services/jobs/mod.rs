@@ -11,7 +11,7 @@
 //! - Workers are members of a queue. Each owns a part of a consistent-hash [`ring`]; a keyed job goes to its key's
 //!   owner. When workers come or go, the ring is resized in three phases (see [`Phase`]), each of which ends when
 //!   all have acknowledged it. Who does not within its lease is evicted, so none lasts for ever. Keys that stay are served all the while.
-//! - Events: a job's changes on the topic of its queue, the ring's on `ring:QUEUE`.
+//! - Events: a job that can be claimed on the topic `ready:QUEUE`, its other changes on `QUEUE`, the ring's on `ring:QUEUE`.
 
 mod answer;
 mod command;
@@ -165,6 +165,7 @@ fn bad(code: &str, text: String) -> Refusal {
 }
 
 fn unknown_job(id: u64) -> Refusal {
-    let text = format!("there is no job {id}; of those that have ended, the last {KEPT} of each queue are kept");
+    let text =
+        format!("there is no job {id}; of those that have ended, the last {KEPT} of each queue are kept");
     Refusal::new("unknown_job", text).with_status(404)
 }

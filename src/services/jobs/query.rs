@@ -6,7 +6,9 @@ use super::desk::{DEAD, JOBS, PAYLOADS, QUEUES, RESULTS};
 use super::members::{MEMBERS, is_asked, members};
 use super::ring::slot_of;
 use super::stored::{Job, Member, Queue};
-use super::{Answer, JobRow, Listing, MemberRow, QueueRow, SLOTS, State, bad, check_queue, names, unknown_job};
+use super::{
+    Answer, JobRow, Listing, MemberRow, QueueRow, SLOTS, State, bad, check_queue, names, unknown_job,
+};
 use crate::{QueryContext, Readable, Refusal, View};
 
 /// Jobs in one answer.

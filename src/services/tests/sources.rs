@@ -80,8 +80,11 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
 fn services_depend_on_the_trait_and_std_and_serde_alone() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/services");
     let files = sources(&dir);
-    let modules: Vec<&str> =
-        files.iter().filter_map(|path| path.file_stem()?.to_str()).chain(["chat", "exchange", "jobs"]).collect();
+    let modules: Vec<&str> = files
+        .iter()
+        .filter_map(|path| path.file_stem()?.to_str())
+        .chain(["chat", "exchange", "jobs"])
+        .collect();
     for path in &files {
         let source = std::fs::read_to_string(path).unwrap();
         let service = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();

@@ -1,0 +1,147 @@
+//! A command that does a job: its stdin is the payload, its stdout the result.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tempfile::TempDir;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{Child, Command};
+use tokio::time::{interval, sleep};
+
+use crate::client::Task;
+use crate::services::jobs::MAX_RESULT_BYTES;
+
+/// How often it is looked whether the command says how far it is.
+const LOOK: Duration = Duration::from_millis(500);
+/// So much of the end of its stderr goes into the record of a failed attempt.
+const ERROR_TAIL: usize = 500;
+
+/// What to run for each job.
+#[derive(Debug, Clone)]
+pub(super) struct Program {
+    pub(super) words: Vec<OsString>,
+    pub(super) timeout: Option<Duration>,
+    /// Where the commands' progress files are.
+    pub(super) scratch: Arc<TempDir>,
+}
+
+/// A process, and all that it has begun. They end with this.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let pid = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // Not waited for, so that the number is still its own.
+        if let Some(pid) = pid {
+            // It may have ended, and its children with it.
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+impl Program {
+    /// Runs it for a job. An error says what the attempt failed by.
+    pub(super) async fn run(self, task: Task) -> Result<String, String> {
+        let Some((program, arguments)) = self.words.split_first() else {
+            return Err("there is no command".to_owned());
+        };
+        let claim = &task.claim;
+        let progress = self.scratch.path().join(format!("progress-{}", claim.token));
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("QUORATE_JOB", claim.id.to_string())
+            .env("QUORATE_ATTEMPT", claim.attempt.to_string())
+            .env("QUORATE_TOKEN", claim.token.to_string())
+            .env("QUORATE_KEY", claim.key.as_deref().unwrap_or_default())
+            .env("QUORATE_PROGRESS", &progress)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let child =
+            command.spawn().map_err(|error| format!("{} cannot be run: {error}", program.display()))?;
+        let mut group = Group(child);
+        let limit = async {
+            match self.timeout {
+                Some(timeout) => sleep(timeout).await,
+                None => std::future::pending().await,
+            }
+        };
+        let result = tokio::select! {
+            result = talk(&mut group, &claim.payload) => result,
+            () = follow(&progress, &task) => Err("the progress cannot be followed".to_owned()),
+            () = limit => Err(format!("not done within {:?}", self.timeout.unwrap_or_default())),
+        };
+        // It may never have been written.
+        let _ = fs::remove_file(&progress);
+        result
+    }
+}
+
+/// Passes on what the command writes into its progress file, for ever.
+async fn follow(file: &PathBuf, task: &Task) {
+    let mut looks = interval(LOOK);
+    loop {
+        looks.tick().await;
+        if let Ok(text) = fs::read_to_string(file)
+            && let Some(line) = text.lines().last()
+        {
+            task.progress(line);
+        }
+    }
+}
+
+async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
+    let child = &mut group.0;
+    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err("the command has no pipes".to_owned());
+    };
+    let feed = async move {
+        // A command that does not read all of it has its reasons; its exit code counts.
+        let _ = stdin.write_all(payload.as_bytes()).await;
+    };
+    let ((), result, error) = tokio::join!(feed, read_result(stdout), read_error(stderr));
+    let status = child.wait().await.map_err(|error| format!("its end cannot be waited for: {error}"))?;
+    if !status.success() {
+        let error = error.trim();
+        return Err(if error.is_empty() { status.to_string() } else { format!("{status}: {error}") });
+    }
+    let result = result.map_err(|error| format!("its output cannot be read: {error}"))?;
+    if result.len() > MAX_RESULT_BYTES {
+        return Err(format!(
+            "its output takes more than {MAX_RESULT_BYTES} bytes; store it elsewhere and print its address"
+        ));
+    }
+    String::from_utf8(result).map_err(|_| "its output is not UTF-8".to_owned())
+}
+
+/// One byte more than is taken, and the rest unread into nothing, so that the command does not wait for ever.
+async fn read_result(stdout: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+    let mut result = Vec::new();
+    let mut stdout = stdout.take(MAX_RESULT_BYTES as u64 + 1);
+    stdout.read_to_end(&mut result).await?;
+    tokio::io::copy(&mut stdout.into_inner(), &mut tokio::io::sink()).await?;
+    Ok(result)
+}
+
+/// Passes the command's stderr on, and keeps the end of it.
+async fn read_error(mut stderr: impl AsyncRead + Unpin) -> String {
+    let (mut tail, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
+        // There is nobody left to tell when stderr is closed.
+        let _ = std::io::stderr().write_all(&buffer[..count]);
+        tail.extend_from_slice(&buffer[..count]);
+        let excess = tail.len().saturating_sub(ERROR_TAIL);
+        tail.drain(..excess);
+    }
+    String::from_utf8_lossy(&tail).into_owned()
+}

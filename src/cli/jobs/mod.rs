@@ -1,0 +1,486 @@
+//! `quorate jobs`: submitting jobs, working on them, and looking at what became of them.
+
+mod command;
+mod ring;
+mod work;
+
+use std::io::{IsTerminal as _, Read as _};
+use std::time::Duration;
+
+use clap::{Args, Subcommand, ValueEnum};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use serde_json::json;
+
+use super::connect::{ConnectFlags, background_runtime, runtime};
+use super::output::{CliError, Exit, Output, Printed};
+use super::shown::{cell, whole};
+use super::status;
+use crate::client::{Client, Error, JobResult, JobState, Jobs, NewJob, Reply, WINDOW};
+use crate::config::{self, Config};
+use crate::services::jobs::{DEFAULT_QUEUE, JobRow, QueueRow, State};
+
+const EXAMPLE: &str = "\
+Examples:
+  quorate jobs submit --queue mails 'to: ada'
+  quorate jobs work --queue mails --name W1 -- ./send-mail
+  quorate jobs list --queue mails
+  quorate jobs ring --queue mails
+
+What a job does is done at least once: a worker that is lost in the middle has done a part of it, and another one begins
+anew. That it was completed is recorded exactly once.";
+const SUBMIT_EXAMPLE: &str = "\
+Examples:
+  quorate jobs submit --queue mails 'to: ada'
+  quorate jobs submit --queue mails --key customer-17 --delay 10m --attempts 3 'to: bob'
+  seq 1 1000 | quorate jobs submit --queue numbers --lines
+  quorate jobs submit --queue mails --wait 30s < letter.txt";
+const WORK_EXAMPLE: &str = "\
+Example:
+  quorate jobs work --queue mails --name W1 -- ./send-mail
+
+The command runs once for each attempt at a job: the payload is its stdin, its stdout is the result (both UTF-8, 64 KiB at most),
+an exit code other than 0 fails the attempt. It finds the job's number in QUORATE_JOB, which attempt it is in QUORATE_ATTEMPT, the
+fencing token in QUORATE_TOKEN, the key in QUORATE_KEY; what it writes into the file QUORATE_PROGRESS is shown by `status` and `ring`.
+SIGTERM: the worker finishes its job and leaves. A second one ends the command, and the job goes back to the queue.";
+const RING_EXAMPLE: &str = "\
+Examples:
+  quorate jobs ring --queue mails
+  quorate jobs ring --queue mails --watch";
+
+/// Jobs that are looked for at once.
+const PAGE: u32 = 1_000;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct JobsArgs {
+    #[command(flatten)]
+    connect: ConnectFlags,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    #[command(flatten)]
+    Request(Request),
+    /// Work on a queue's jobs: run a command for each
+    #[command(after_help = WORK_EXAMPLE)]
+    Work(work::WorkArgs),
+    /// Show a queue's workers, what each of them owns, and how a resize goes on
+    #[command(after_help = RING_EXAMPLE)]
+    Ring(ring::RingArgs),
+}
+
+/// What is asked once and answered.
+#[derive(Debug, Subcommand)]
+enum Request {
+    /// Put a job into a queue, and print its number
+    #[command(after_help = SUBMIT_EXAMPLE)]
+    Submit(SubmitArgs),
+    /// Show one job
+    #[command(after_help = "Example:\n  quorate jobs status 17")]
+    Status {
+        /// Its number
+        id: u64,
+    },
+    /// Show jobs
+    #[command(after_help = "Examples:\n  quorate jobs list --queue mails\n  quorate jobs list --state dead")]
+    List(ListArgs),
+    /// Print what came of a job
+    #[command(after_help = "Examples:\n  quorate jobs result 17\n  quorate jobs result 17 --wait 30s")]
+    Result {
+        /// Its number
+        id: u64,
+        /// Wait until it has ended, so long at most
+        #[arg(long, value_name = "TIME", value_parser = config::timeout)]
+        wait: Option<Duration>,
+    },
+    /// Take a job out of its queue, or a dead letter away
+    #[command(after_help = "Example:\n  quorate jobs cancel 17")]
+    Cancel {
+        /// Its number
+        id: u64,
+    },
+    /// Put a dead letter, or a job that was cancelled, back into its queue
+    #[command(after_help = "Examples:\n  quorate jobs retry 17\n  quorate jobs retry --dead mails")]
+    Retry {
+        /// Its number
+        #[arg(required_unless_present = "dead")]
+        id: Option<u64>,
+        /// All dead letters of this queue
+        #[arg(long, value_name = "QUEUE", conflicts_with = "id")]
+        dead: Option<String>,
+    },
+    /// Show the dead letters: jobs whose attempts have all failed
+    #[command(after_help = "Example:\n  quorate jobs dead --queue mails")]
+    Dead {
+        /// Of this queue alone
+        #[arg(long)]
+        queue: Option<String>,
+    },
+    /// Show the queues, and how many jobs they have
+    #[command(after_help = "Example:\n  quorate jobs queues")]
+    Queues,
+}
+
+#[derive(Debug, Args)]
+struct SubmitArgs {
+    /// What the worker is given [default: what is on stdin]
+    payload: Option<String>,
+    /// Into which queue
+    #[arg(long, default_value = DEFAULT_QUEUE)]
+    queue: String,
+    /// Jobs of one key run one after the other, in the order of their submission
+    #[arg(long)]
+    key: Option<String>,
+    /// From 0 to 9, the highest goes first [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
+    priority: Option<u8>,
+    /// Not before so long from now
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    delay: Option<Duration>,
+    /// After so many failed attempts it is a dead letter [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    attempts: Option<u32>,
+    /// The pause before the second attempt, doubled each time [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = config::duration)]
+    backoff: Option<Duration>,
+    /// A job for each line of stdin
+    #[arg(long, conflicts_with_all = ["payload", "wait"])]
+    lines: bool,
+    /// Wait until it has ended, so long at most, and print what came of it
+    #[arg(long, value_name = "TIME", value_parser = config::timeout)]
+    wait: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Of this queue
+    #[arg(long)]
+    queue: Option<String>,
+    /// In this state
+    #[arg(long)]
+    state: Option<Shown>,
+    /// Behind this number
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    after: u64,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    limit: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shown {
+    /// Behind another job of its key
+    Waiting,
+    /// Until its time comes
+    Delayed,
+    /// The next worker that asks may have it
+    Ready,
+    /// A worker has it
+    Running,
+    /// Completed
+    Done,
+    /// All its attempts have failed
+    Dead,
+    /// Taken out
+    Cancelled,
+}
+
+impl From<Shown> for State {
+    fn from(shown: Shown) -> Self {
+        match shown {
+            Shown::Waiting => Self::Waiting,
+            Shown::Delayed => Self::Delayed,
+            Shown::Ready => Self::Ready,
+            Shown::Running => Self::Running,
+            Shown::Done => Self::Done,
+            Shown::Dead => Self::Dead,
+            Shown::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+/// A state in the word that is used everywhere.
+fn word(state: State) -> String {
+    json!(state).as_str().unwrap_or_default().to_owned()
+}
+
+pub(crate) fn run(arguments: JobsArgs, config: &Config) -> Result<Exit, CliError> {
+    let connection = arguments.connect.resolve(config)?;
+    super::log_to_stderr("warn")?;
+    let (client, output) = (connection.builder().build()?, connection.output());
+    match arguments.action {
+        Action::Work(arguments) => background_runtime()?.block_on(work::run(&client, arguments)),
+        Action::Ring(arguments) => runtime()?.block_on(ring::show(&client, &arguments, output)),
+        Action::Request(request) => runtime()?.block_on(async {
+            let ended = perform(&client, request, output, connection.json).await;
+            super::client::close(&client).await;
+            ended
+        }),
+    }
+}
+
+async fn perform(client: &Client, request: Request, output: Output, as_json: bool) -> Result<Exit, CliError> {
+    let jobs = client.jobs();
+    let asked = match request {
+        Request::Submit(arguments) if arguments.lines => return submit_lines(client, arguments).await,
+        Request::Submit(arguments) => return submit(client, arguments, output).await,
+        Request::Result { id, wait } => return result(client, id, wait, output).await,
+        Request::Retry { dead: Some(queue), .. } => return retry_dead(&jobs, &queue).await,
+        Request::Cancel { id } => return changed(jobs.cancel(id).await, output),
+        Request::Retry { id, dead: None } => {
+            return changed(jobs.retry(id.unwrap_or_default()).await, output);
+        }
+        Request::Status { id } => jobs.result(id).await.map(|job| Printed::new(describe(&job), body(&job))),
+        Request::Queues => jobs
+            .queues()
+            .await
+            .map(|queues| Printed::new(queue_table(&queues), json!({ "queues": queues }).to_string())),
+        Request::Dead { queue } => all_dead(&jobs, queue.as_deref()).await.map(|dead| {
+            let value = if dead.is_empty() { "no dead letters".to_owned() } else { job_table(&dead) };
+            Printed::new(value, json!({ "jobs": dead }).to_string())
+        }),
+        Request::List(wanted) => {
+            let page =
+                jobs.list(wanted.queue.as_deref(), wanted.state.map(State::from), wanted.after, wanted.limit);
+            page.await.map(|page| {
+                let note = page.next.map(|next| format!("there may be more: --after {next}"));
+                Printed { note, ..Printed::new(job_table(&page.jobs), page.body) }
+            })
+        }
+    };
+    match asked {
+        Ok(printed) => {
+            let printed = if as_json { Printed { note: None, ..printed } } else { printed };
+            output.reply(&printed)?;
+            Ok(Exit::Done)
+        }
+        Err(error) => refused(error, output),
+    }
+}
+
+fn refused(error: Error, output: Output) -> Result<Exit, CliError> {
+    output.refusal(&error)?;
+    Err(error.into())
+}
+
+/// A change that was made: who sees an exit code of 1 may do it again.
+fn done(printed: &Printed, output: Output) -> Result<Exit, CliError> {
+    output.reply(printed).map_err(|error| CliError::unseen(&error))?;
+    Ok(Exit::Done)
+}
+
+fn changed(reply: Result<Reply<JobState>, Error>, output: Output) -> Result<Exit, CliError> {
+    match reply {
+        Ok(reply) => done(&Printed::new(word(reply.state), reply.body), output),
+        Err(error) => refused(error, output),
+    }
+}
+
+fn body(job: &JobResult) -> String {
+    json!(job).to_string()
+}
+
+async fn submit(client: &Client, arguments: SubmitArgs, output: Output) -> Result<Exit, CliError> {
+    let wait = arguments.wait;
+    let payload = match &arguments.payload {
+        Some(payload) => payload.clone(),
+        None => stdin()?,
+    };
+    match client.jobs().submit(&new_job(&arguments, payload)).await {
+        Ok(submitted) if wait.is_some() => {
+            Output::note(&format!("job {}", submitted.id));
+            result(client, submitted.id, wait, output).await
+        }
+        Ok(submitted) => done(&Printed::new(submitted.id.to_string(), submitted.body), output),
+        Err(error) => refused(error, output),
+    }
+}
+
+fn new_job(arguments: &SubmitArgs, payload: String) -> NewJob {
+    NewJob {
+        queue: arguments.queue.clone(),
+        payload,
+        key: arguments.key.clone(),
+        priority: arguments.priority,
+        delay: arguments.delay.unwrap_or_default(),
+        attempts: arguments.attempts,
+        backoff: arguments.backoff,
+    }
+}
+
+fn stdin() -> Result<String, CliError> {
+    if std::io::stdin().is_terminal() {
+        Output::note("the payload is read from stdin; end it with Ctrl-D");
+    }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| CliError::usage(format!("the payload cannot be read from stdin: {error}")))?;
+    Ok(text)
+}
+
+/// Each line is a job; many go at once. What could not be submitted for certain, or in doubt, is told by its line.
+async fn submit_lines(client: &Client, arguments: SubmitArgs) -> Result<Exit, CliError> {
+    let text = stdin()?;
+    let jobs: Vec<NewJob> = text.lines().map(|line| new_job(&arguments, line.to_owned())).collect();
+    let (mut first, mut refused) = (1, 0);
+    for batch in jobs.chunks(WINDOW) {
+        let last = first + batch.len() - 1;
+        let results = client.jobs().submit_all(batch).await.map_err(|error| {
+            let error = CliError::from(error);
+            CliError { message: format!("lines {first} to {last}: {}", error.message), ..error }
+        })?;
+        for (line, result) in (first..).zip(&results.data) {
+            match result {
+                Ok(reply) => {
+                    Output::line(&reply["id"].to_string()).map_err(|error| CliError::unseen(&error))?
+                }
+                Err(problem) => {
+                    refused += 1;
+                    Output::error(&format!("line {line}: {problem}"));
+                }
+            }
+        }
+        first = last + 1;
+    }
+    Ok(if refused > 0 { Exit::Failed } else { Exit::Done })
+}
+
+/// Prints what came of a job. Exit 1: nothing, or not yet.
+async fn result(client: &Client, id: u64, wait: Option<Duration>, output: Output) -> Result<Exit, CliError> {
+    let jobs = client.jobs();
+    let found = match wait {
+        None => jobs.result(id).await,
+        Some(wait) => match tokio::time::timeout(wait, jobs.wait(id)).await {
+            Ok(found) => found,
+            Err(_) => jobs.result(id).await,
+        },
+    };
+    let job = match found {
+        Ok(job) => job,
+        Err(error) => return refused(error, output),
+    };
+    match (&job.result, job.job.state) {
+        (Some(result), _) => {
+            output.reply(&Printed::new(whole(result.clone()), body(&job)))?;
+            Ok(Exit::Done)
+        }
+        (None, state) => {
+            let error = job.job.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            Err(CliError::failed(format!("job {id} has no result, it is {}{error}", word(state))))
+        }
+    }
+}
+
+async fn all_dead(jobs: &Jobs, queue: Option<&str>) -> Result<Vec<JobRow>, Error> {
+    let queues: Vec<String> = match queue {
+        Some(queue) => vec![queue.to_owned()],
+        None => {
+            let all = jobs.queues().await?;
+            all.into_iter().filter(|queue| queue.jobs.dead > 0).map(|queue| queue.name).collect()
+        }
+    };
+    let mut dead = Vec::new();
+    for queue in queues {
+        let mut after = Some(0);
+        while let Some(from) = after {
+            let page = jobs.list(Some(&queue), Some(State::Dead), from, PAGE).await?.data;
+            dead.extend(page.jobs);
+            after = page.next;
+        }
+    }
+    Ok(dead)
+}
+
+async fn retry_dead(jobs: &Jobs, queue: &str) -> Result<Exit, CliError> {
+    let dead = all_dead(jobs, Some(queue)).await?;
+    for job in &dead {
+        jobs.retry(job.id).await?;
+    }
+    Output::line(&dead.len().to_string()).map_err(|error| CliError::unseen(&error))?;
+    Ok(Exit::Done)
+}
+
+fn job_table(jobs: &[JobRow]) -> String {
+    let mut table =
+        table(&["job", "queue", "state", "attempts", "worker", "submitted", "key", "progress or error"]);
+    for job in jobs {
+        let told = job.error.as_deref().filter(|_| job.progress.is_empty()).unwrap_or(&job.progress);
+        table.add_row([
+            job.id.to_string(),
+            cell(&job.queue),
+            word(job.state),
+            format!("{}/{}", job.attempts, job.most_attempts),
+            cell(job.worker.as_deref().unwrap_or("")),
+            status::utc(job.submitted_ms),
+            cell(job.key.as_deref().unwrap_or("")),
+            cell(told.lines().next().unwrap_or_default()),
+        ]);
+    }
+    status::trimmed(&table)
+}
+
+fn queue_table(queues: &[QueueRow]) -> String {
+    let mut table = table(&[
+        "queue",
+        "workers",
+        "ready",
+        "running",
+        "waiting",
+        "delayed",
+        "done",
+        "dead",
+        "cancelled",
+        "ring",
+    ]);
+    for queue in queues {
+        let jobs = queue.jobs;
+        let counts =
+            [jobs.ready, jobs.running, jobs.waiting, jobs.delayed, jobs.done, jobs.dead, jobs.cancelled];
+        let row = [cell(&queue.name), queue.workers.to_string()].into_iter();
+        table
+            .add_row(row.chain(counts.map(|count| count.to_string())).chain([queue.phase.name().to_owned()]));
+    }
+    status::trimmed(&table)
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(NOTHING);
+    table.set_header(header);
+    table
+}
+
+/// One job, a line for each thing that there is to say.
+fn describe(found: &JobResult) -> String {
+    let job = &found.job;
+    let mut lines = vec![
+        format!("job {} of queue {}: {}", job.id, cell(&job.queue), word(job.state)),
+        format!("submitted  {}, priority {}", status::utc(job.submitted_ms), job.priority),
+        format!("attempts   {} of {}", job.attempts, job.most_attempts),
+    ];
+    let mut add =
+        |what: &str, text: Option<String>| lines.extend(text.map(|text| format!("{what:<10} {text}")));
+    add("key", job.key.as_deref().map(cell));
+    add("due", (job.due_ms > job.submitted_ms).then(|| status::utc(job.due_ms)));
+    add(
+        "claimed",
+        job.claimed_ms.map(|time| {
+            format!(
+                "{} by {}, token {}",
+                status::utc(time),
+                cell(job.worker.as_deref().unwrap_or("?")),
+                job.token
+            )
+        }),
+    );
+    add("progress", Some(cell(&job.progress)).filter(|text| !text.is_empty()));
+    add("error", job.error.as_deref().map(cell));
+    add("ended", job.ended_ms.map(status::utc));
+    add("payload", Some(cell(&found.payload)));
+    add("result", found.result.as_deref().map(cell));
+    lines.join("\n")
+}

@@ -1,0 +1,105 @@
+//! `quorate jobs work`.
+
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::command::Program;
+use super::word;
+use crate::cli::output::{CliError, Exit, Output};
+use crate::client::{Client, DEFAULT_LEASE, Stop, WorkerEvent};
+use crate::config;
+use crate::services::jobs::DEFAULT_QUEUE;
+
+#[derive(Debug, Args)]
+#[command(after_help = super::WORK_EXAMPLE)]
+pub(super) struct WorkArgs {
+    /// Whose jobs
+    #[arg(long, default_value = DEFAULT_QUEUE)]
+    queue: String,
+    /// The worker's name, which no other one in the queue has
+    #[arg(long)]
+    name: String,
+    /// It is taken for dead, and its job is given to another one, after this time without a word [default: 5s]
+    #[arg(long, value_name = "TIME", value_parser = config::timeout)]
+    lease: Option<Duration>,
+    /// An attempt that takes longer has failed
+    #[arg(long, value_name = "TIME", value_parser = config::timeout)]
+    job_timeout: Option<Duration>,
+    /// End when the queue has nothing left to do
+    #[arg(long)]
+    until_empty: bool,
+    /// Do not tell of each job
+    #[arg(long)]
+    quiet: bool,
+    /// What to run for each job
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub(super) async fn run(client: &Client, arguments: WorkArgs) -> Result<Exit, CliError> {
+    let scratch = tempfile::Builder::new().prefix("quorate-worker-").tempdir().map_err(|error| {
+        CliError::failed(format!("there is no room for temporary files (TMPDIR says where): {error}"))
+    })?;
+    let program =
+        Program { words: arguments.command, timeout: arguments.job_timeout, scratch: Arc::new(scratch) };
+    let worker = client
+        .worker(&arguments.queue, &arguments.name)
+        .lease(arguments.lease.unwrap_or(DEFAULT_LEASE))
+        .until_empty(arguments.until_empty);
+    let (stop, stopped) = watch::channel(Stop::No);
+    let signals = listen(stop)?;
+    let quiet = arguments.quiet;
+    let done = tokio::select! {
+        done = worker.run(|task| program.clone().run(task), stopped, |event| tell(&event, quiet)) => done?,
+        () = signals => 0,
+    };
+    super::super::client::close(client).await;
+    Output::note(&format!("{done} jobs done"));
+    Ok(Exit::Done)
+}
+
+/// The first signal: after this job. The second: at once.
+fn listen(stop: watch::Sender<Stop>) -> Result<impl Future<Output = ()>, CliError> {
+    let failed = |error| CliError::failed(format!("cannot listen for signals: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    Ok(async move {
+        for (when, text) in [
+            (Stop::AfterJob, "stopping after this job; once more, and it goes back to the queue"),
+            (Stop::Now, "stopping now; the job goes back to the queue"),
+        ] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            Output::note(text);
+            stop.send_replace(when);
+        }
+        // The worker ends this.
+        std::future::pending().await
+    })
+}
+
+fn tell(event: &WorkerEvent, quiet: bool) {
+    let text = match event {
+        WorkerEvent::Joined(member) => format!("joined as member {member}"),
+        WorkerEvent::NameTaken(why) => why.clone(),
+        WorkerEvent::Begun(_) | WorkerEvent::Ended { .. } if quiet => return,
+        WorkerEvent::Begun(claim) => format!("job {}: attempt {}", claim.id, claim.attempt),
+        WorkerEvent::Ended { id, state, error: None } => format!("job {id}: {}", word(*state)),
+        WorkerEvent::Ended { id, state, error: Some(error) } => {
+            format!("job {id}: the attempt has failed ({error}); it is {}", word(*state))
+        }
+        WorkerEvent::Lost { id, cause } => format!("job {id} is no longer this worker's: {cause}"),
+        WorkerEvent::Evicted => {
+            "evicted: nothing was heard of this worker for its lease. Joining again".to_owned()
+        }
+        WorkerEvent::Trouble(error) => format!("{error}; trying again"),
+    };
+    Output::note(&text);
+}
