@@ -3,6 +3,7 @@
 mod batches;
 mod chat_model;
 mod exchange_model;
+mod jobs_model;
 mod model;
 mod replicas;
 mod script;

@@ -1,0 +1,435 @@
+//! Jobs against a list of jobs: same states, same refusals, one at a time of each key and in order, nothing given to two; and a ring
+//! whose slots have one owner each, whoever comes, goes, or says nothing any more.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use quorate_storage::codec;
+use quorate_storage::delta::{Command as Delta, DeltaResult, SYSTEM_SERVICE};
+use quorate_storage::machine::SystemCommand;
+use serde_json::Value;
+
+use super::replicas::Replicas;
+use crate::services::jobs::{Claim, Command, Phase, Reply, SLOTS, Standing, State};
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
+const WORKERS: [&str; 4] = ["W1", "W2", "W3", "W4"];
+const LEASE: u64 = 1_000;
+const BACKOFF: u64 = 50;
+
+/// What is done next. Numbers choose among what is there.
+#[derive(Debug, Clone)]
+enum Step {
+    Submit {
+        key: Option<usize>,
+        priority: u8,
+        delay: u64,
+        attempts: u32,
+    },
+    Join(usize),
+    Leave(usize),
+    Claim(usize),
+    Heartbeat(usize),
+    Acknowledge(usize),
+    Complete(usize),
+    Fail(usize),
+    Cancel(usize),
+    Retry(usize),
+    /// So much later.
+    Tick(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let worker = || 0..WORKERS.len();
+    prop_oneof![
+        6 => (prop::option::of(0..KEYS.len()), 4u8..6, prop_oneof![3 => Just(0u64), 1 => 1u64..300], 1u32..4)
+            .prop_map(|(key, priority, delay, attempts)| Step::Submit { key, priority, delay, attempts }),
+        2 => worker().prop_map(Step::Join),
+        1 => worker().prop_map(Step::Leave),
+        8 => worker().prop_map(Step::Claim),
+        2 => worker().prop_map(Step::Heartbeat),
+        8 => worker().prop_map(Step::Acknowledge),
+        4 => (0usize..50).prop_map(Step::Complete),
+        2 => (0usize..50).prop_map(Step::Fail),
+        1 => (0usize..50).prop_map(Step::Cancel),
+        1 => (0usize..50).prop_map(Step::Retry),
+        3 => (0u64..600).prop_map(Step::Tick),
+    ]
+}
+
+#[derive(Debug, Clone)]
+struct Job {
+    key: Option<&'static str>,
+    priority: u8,
+    state: State,
+    attempts: u32,
+    most: u32,
+    due: u64,
+    token: u64,
+    worker: Option<&'static str>,
+    completions: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Member {
+    id: u64,
+    until: u64,
+}
+
+struct Model {
+    replicas: Replicas,
+    time: u64,
+    jobs: BTreeMap<u64, Job>,
+    members: BTreeMap<&'static str, Member>,
+}
+
+impl Model {
+    fn new() -> Self {
+        Self { replicas: Replicas::new(), time: 0, jobs: BTreeMap::new(), members: BTreeMap::new() }
+    }
+
+    fn send(&mut self, command: &Command) -> Result<Reply, String> {
+        let delta = Delta::sessionless("jobs", codec::encode(command));
+        let outcome = self.replicas.apply(self.time, &[delta]).remove(0);
+        self.replicas.flush_second();
+        match outcome.result {
+            DeltaResult::Reply(reply) => Ok(codec::decode(&reply).unwrap()),
+            DeltaResult::Refused(refusal) => Err(refusal.code.clone()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn ask(&self, query: &str, params: &str) -> Value {
+        serde_json::from_str(&self.replicas.query("jobs", query, params).unwrap()).unwrap()
+    }
+
+    /// Puts a job where it belongs: behind another one of its key, into the future, or among those that are ready.
+    fn arm(&mut self, id: u64) {
+        let (key, now) = (self.jobs[&id].key, self.time);
+        let busy = |other: &Job| matches!(other.state, State::Delayed | State::Ready | State::Running);
+        let behind =
+            key.is_some() && self.jobs.iter().any(|(other, job)| *other != id && job.key == key && busy(job));
+        let job = self.jobs.get_mut(&id).unwrap();
+        job.worker = None;
+        job.state = match (behind, job.due > now) {
+            (true, _) => State::Waiting,
+            (false, true) => State::Delayed,
+            (false, false) => State::Ready,
+        };
+    }
+
+    fn end(&mut self, id: u64, state: State) {
+        let job = self.jobs.get_mut(&id).unwrap();
+        let was_head = job.state != State::Waiting;
+        (job.state, job.worker) = (state, None);
+        let key = job.key;
+        let next = self.jobs.iter().find(|(_, job)| job.key == key && job.state == State::Waiting);
+        if let Some((&next, _)) = next.filter(|_| was_head && key.is_some()) {
+            self.arm(next);
+        }
+    }
+
+    /// The attempt has come to nothing.
+    fn fail(&mut self, id: u64, pause: u64) {
+        let now = self.time;
+        let job = self.jobs.get_mut(&id).unwrap();
+        if job.attempts >= job.most {
+            self.end(id, State::Dead);
+        } else {
+            job.due = now + pause;
+            self.arm(id);
+        }
+    }
+
+    fn held(&self, worker: &str) -> Option<u64> {
+        self.jobs.iter().find(|(_, job)| job.worker == Some(worker)).map(|(id, _)| *id)
+    }
+
+    fn give_back(&mut self, worker: &str) {
+        if let Some(id) = self.held(worker) {
+            let job = self.jobs.get_mut(&id).unwrap();
+            job.attempts -= 1;
+            job.due = job.due.min(self.time);
+            self.arm(id);
+        }
+    }
+
+    fn stands(&mut self, worker: &'static str, standing: &Standing) {
+        assert!(standing.until_ms > self.time);
+        let member = Member { id: standing.member, until: standing.until_ms };
+        self.members.insert(worker, member);
+        let held = self.held(worker).map_or(0, |id| self.jobs[&id].token);
+        assert_eq!(standing.token, held);
+    }
+
+    fn step(&mut self, step: &Step) {
+        match *step {
+            Step::Submit { key, priority, delay, attempts } => {
+                self.submit(key.map(|key| KEYS[key]), priority, delay, attempts)
+            }
+            Step::Join(at) => {
+                let worker = WORKERS[at];
+                let join =
+                    Command::Join { queue: "q".to_owned(), worker: worker.to_owned(), lease_ms: LEASE };
+                match self.send(&join) {
+                    Ok(Reply::Standing(standing)) => {
+                        assert!(!self.members.contains_key(worker));
+                        self.stands(worker, &standing);
+                    }
+                    refused => {
+                        assert_eq!(refused, Err("worker_exists".to_owned()));
+                        assert!(self.members.contains_key(worker));
+                    }
+                }
+            }
+            Step::Leave(at) => {
+                if let Some(member) = self.members.remove(WORKERS[at]) {
+                    assert_eq!(self.send(&Command::Leave { member: member.id }), Ok(Reply::Left));
+                    self.give_back(WORKERS[at]);
+                    assert_eq!(
+                        self.send(&Command::Leave { member: member.id }),
+                        Err("unknown_member".to_owned())
+                    );
+                }
+            }
+            Step::Claim(at) => drop(self.claim(WORKERS[at])),
+            Step::Heartbeat(at) => {
+                if let Some(member) = self.members.get(WORKERS[at]) {
+                    let heartbeat =
+                        Command::Heartbeat { member: member.id, token: 0, progress: String::new() };
+                    let Ok(Reply::Standing(standing)) = self.send(&heartbeat) else { panic!("no standing") };
+                    self.stands(WORKERS[at], &standing);
+                }
+            }
+            Step::Acknowledge(at) => self.acknowledge(WORKERS[at]),
+            Step::Complete(at) => self.outcome(at, true),
+            Step::Fail(at) => self.outcome(at, false),
+            Step::Cancel(at) => self.cancel(at),
+            Step::Retry(at) => self.retry(at),
+            Step::Tick(later) => self.tick(later),
+        }
+        self.check();
+    }
+
+    fn submit(&mut self, key: Option<&'static str>, priority: u8, delay: u64, attempts: u32) {
+        let submit = Command::Submit {
+            queue: "q".to_owned(),
+            payload: String::new(),
+            key: key.map(str::to_owned),
+            priority,
+            delay_ms: delay,
+            attempts,
+            backoff_ms: BACKOFF,
+        };
+        let Ok(Reply::Submitted { id, state }) = self.send(&submit) else { panic!("not submitted") };
+        assert_eq!(id, self.jobs.len() as u64 + 1, "numbers have no gap");
+        let job = Job {
+            key,
+            priority,
+            // Until it is put where it belongs.
+            state: State::Cancelled,
+            attempts: 0,
+            most: attempts,
+            due: self.time + delay,
+            token: 0,
+            worker: None,
+            completions: 0,
+        };
+        self.jobs.insert(id, job);
+        self.arm(id);
+        assert_eq!(state, self.jobs[&id].state);
+    }
+
+    /// What this worker may be given: without a key any job, with a key what it owns.
+    fn may_have(&self, worker: &str) -> Vec<(u64, Job)> {
+        let phase = self.ask("ring", "queue=q")["phase"].clone();
+        let owned: BTreeSet<&str> = KEYS
+            .into_iter()
+            .filter(|key| {
+                let owner = self.ask("owner", &format!("queue=q&key={key}"));
+                owner["worker"] == worker && (phase != 2 || owner["next"] == worker)
+            })
+            .collect();
+        let ready = self.jobs.iter().filter(|(_, job)| job.state == State::Ready);
+        let mine = ready.filter(|(_, job)| job.key.is_none_or(|key| owned.contains(key)));
+        mine.map(|(id, job)| (*id, job.clone())).collect()
+    }
+
+    fn claim(&mut self, worker: &'static str) -> Option<Claim> {
+        let member = *self.members.get(worker)?;
+        let held = self.held(worker);
+        let allowed = self.may_have(worker);
+        let Ok(Reply::Claimed { job, standing }) = self.send(&Command::Claim { member: member.id }) else {
+            panic!("no claim")
+        };
+        match (&job, held) {
+            (Some(claim), Some(held)) => assert_eq!((claim.id, claim.token), (held, self.jobs[&held].token)),
+            (None, None) => assert!(allowed.is_empty(), "{allowed:?} are there"),
+            (None, Some(held)) => panic!("{worker} holds {held}"),
+            (Some(claim), None) => {
+                let found = allowed.iter().find(|(id, _)| *id == claim.id);
+                let (_, found) = found.unwrap_or_else(|| panic!("{claim:?} is none of {allowed:?}"));
+                let highest = allowed.iter().map(|(_, job)| job.priority).max();
+                assert_eq!(Some(found.priority), highest, "of {allowed:?}");
+                let oldest =
+                    allowed.iter().find(|(_, job)| job.key.is_none() && job.priority == found.priority);
+                if found.key.is_none() {
+                    assert_eq!(oldest.map(|(id, _)| *id), Some(claim.id), "the oldest without a key");
+                }
+                let job = self.jobs.get_mut(&claim.id).unwrap();
+                assert!(claim.token > job.token, "tokens grow");
+                job.attempts += 1;
+                assert_eq!((claim.attempt, claim.key.as_deref()), (job.attempts, job.key));
+                (job.state, job.token, job.worker) = (State::Running, claim.token, Some(worker));
+            }
+        }
+        self.stands(worker, &standing);
+        job
+    }
+
+    /// As a worker does: with the token of what it holds.
+    fn acknowledge(&mut self, worker: &'static str) {
+        let Some(member) = self.members.get(worker) else { return };
+        let ring = self.ask("ring", "queue=q");
+        let phase = Phase::try_from(ring["phase"].as_u64().unwrap() as u8).unwrap();
+        let token = self.held(worker).map_or(0, |id| self.jobs[&id].token);
+        let epoch = ring["epoch"].as_u64().unwrap();
+        match self.send(&Command::Acknowledge { member: member.id, epoch, phase, token }) {
+            Ok(Reply::Standing(standing)) => self.stands(worker, &standing),
+            refused => {
+                assert_eq!(refused, Err("bad_phase".to_owned()));
+                assert_eq!(phase, Phase::Normal);
+            }
+        }
+    }
+
+    fn outcome(&mut self, at: usize, done: bool) {
+        let Some((&id, job)) = self.jobs.iter().nth(at) else { return };
+        let (token, was) = (job.token, job.clone());
+        let command = match done {
+            true => Command::Complete { id, token, result: String::new() },
+            false => Command::Fail { id, token, error: "x".to_owned() },
+        };
+        let reply = self.send(&command);
+        match was.state {
+            State::Running if done => {
+                self.jobs.get_mut(&id).unwrap().completions += 1;
+                self.end(id, State::Done);
+            }
+            State::Running => self.fail(id, BACKOFF << (was.attempts - 1)),
+            State::Done if done => {}
+            _ => return assert_eq!(reply, Err("stale_token".to_owned())),
+        }
+        let Ok(Reply::Job { state, .. }) = reply else { panic!("{reply:?}") };
+        assert_eq!(state, self.jobs[&id].state);
+    }
+
+    fn cancel(&mut self, at: usize) {
+        let Some((&id, job)) = self.jobs.iter().nth(at) else { return };
+        let state = job.state;
+        let reply = self.send(&Command::Cancel { id });
+        match state {
+            State::Done => assert_eq!(reply, Err("already_done".to_owned())),
+            State::Cancelled => assert_eq!(reply, Err("already_cancelled".to_owned())),
+            _ => {
+                assert!(reply.is_ok());
+                // A dead letter is nobody's head.
+                match state {
+                    State::Dead => self.jobs.get_mut(&id).unwrap().state = State::Cancelled,
+                    _ => self.end(id, State::Cancelled),
+                }
+            }
+        }
+    }
+
+    fn retry(&mut self, at: usize) {
+        let Some((&id, job)) = self.jobs.iter().nth(at) else { return };
+        let state = job.state;
+        let reply = self.send(&Command::Retry { id });
+        match state {
+            State::Done => assert_eq!(reply, Err("already_done".to_owned())),
+            State::Dead | State::Cancelled => {
+                assert!(reply.is_ok());
+                let (now, job) = (self.time, self.jobs.get_mut(&id).unwrap());
+                (job.attempts, job.due) = (0, now);
+                self.arm(id);
+            }
+            _ => assert_eq!(reply, Err("not_ended".to_owned())),
+        }
+    }
+
+    fn tick(&mut self, later: u64) {
+        self.time += later;
+        let tick = Delta::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));
+        self.replicas.apply(self.time, &[tick]);
+        self.replicas.flush_second();
+        for (_, job) in self.jobs.iter_mut().filter(|(_, job)| job.state == State::Delayed) {
+            if job.due <= self.time {
+                job.state = State::Ready;
+            }
+        }
+        let dead = self.members.iter().filter(|(_, member)| member.until <= self.time);
+        for worker in dead.map(|(worker, _)| *worker).collect::<Vec<_>>() {
+            self.members.remove(worker);
+            if let Some(id) = self.held(worker) {
+                self.fail(id, 0);
+            }
+        }
+    }
+
+    fn check(&self) {
+        for (id, job) in &self.jobs {
+            let row = self.ask("status", &format!("id={id}"));
+            assert_eq!(row["state"], serde_json::json!(job.state), "job {id}: {row}, expected {job:?}");
+            assert_eq!(row["attempts"], job.attempts, "{row}");
+            assert!(job.completions <= 1, "job {id} was completed twice");
+        }
+        let Ok(ring) = self.replicas.query("jobs", "ring", "queue=q") else { return };
+        let ring: Value = serde_json::from_str(&ring).unwrap();
+        let workers = ring["workers"].as_array().unwrap();
+        let names: Vec<&str> = workers.iter().map(|worker| worker["name"].as_str().unwrap()).collect();
+        assert!(names.iter().eq(self.members.keys()), "{ring}");
+        let asked = workers.iter().filter(|worker| worker["asked"] == true).count();
+        assert_eq!(ring["pending"], asked, "{ring}");
+        assert_eq!(ring["phase"] == 0, asked == 0, "a phase that waits for nobody is over: {ring}");
+        let owned: u64 = workers.iter().map(|worker| worker["slots"].as_u64().unwrap()).sum();
+        assert!(owned <= u64::from(SLOTS), "a slot has two owners: {ring}");
+        if ring["phase"] == 0 && !workers.is_empty() {
+            assert_eq!(owned, u64::from(SLOTS), "a slot has no owner: {ring}");
+        }
+    }
+
+    /// All workers do as they should: whatever has happened, each job ends.
+    fn drain(&mut self) {
+        self.step(&Step::Join(0));
+        for _ in 0..400 {
+            for at in 0..WORKERS.len() {
+                self.step(&Step::Acknowledge(at));
+                if let Some(claim) = self.claim(WORKERS[at]) {
+                    let at = self.jobs.keys().position(|id| *id == claim.id).unwrap();
+                    self.step(&Step::Complete(at));
+                }
+            }
+            if self.jobs.values().all(|job| matches!(job.state, State::Done | State::Dead | State::Cancelled))
+            {
+                return;
+            }
+            self.step(&Step::Tick(10));
+        }
+        panic!("it does not end: {:?}, {}", self.jobs, self.ask("ring", "queue=q"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn jobs_agree_with_a_model(steps in vec(step(), 1..120)) {
+        let mut model = Model::new();
+        for step in &steps {
+            model.step(step);
+        }
+        model.drain();
+    }
+}
