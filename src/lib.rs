@@ -7,6 +7,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod detectors;
+mod hooks;
 mod http;
 pub mod manager;
 pub mod server;

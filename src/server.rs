@@ -18,6 +18,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::server_args::{InitArgs, Role, ServerArgs};
+use crate::hooks::Hooked;
+pub use crate::hooks::{Call, Hooks};
 use crate::http;
 use crate::text_port::TextPort;
 
@@ -81,12 +83,21 @@ pub fn init(args: InitArgs, registry: &Registry) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Runs a server with `registry`'s services until SIGTERM or SIGINT.
+/// What a server runs.
+#[derive(Default)]
+pub struct Services {
+    /// Its services.
+    pub registry: Registry,
+    /// What is asked before and told after each command.
+    pub hooks: Option<Arc<dyn Hooks>>,
+}
+
+/// Runs a server until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// [`ServerError`].
-pub fn run(args: ServerArgs, registry: Registry) -> Result<(), ServerError> {
-    runtime()?.block_on(serve(args, registry))
+pub fn run(args: ServerArgs, services: Services) -> Result<(), ServerError> {
+    runtime()?.block_on(serve(args, services))
 }
 
 /// One thread beats more on small requests (docs/performance.md); blocking disk work has threads of its own.
@@ -97,7 +108,8 @@ fn runtime() -> Result<tokio::runtime::Runtime, ServerError> {
         .map_err(|error| ServerError::System { what: "cannot start the runtime", error })
 }
 
-async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> {
+async fn serve(args: ServerArgs, Services { registry, hooks }: Services) -> Result<(), ServerError> {
+    let hooked = Hooked(hooks);
     let listener = listen(args.listen).await?;
     let peer_listener = listen(args.peer_listen).await?;
     let text_listener = match args.text_listen {
@@ -128,6 +140,7 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
         incarnation: args.incarnation,
         transcript: args.transcript,
         view,
+        hooked: hooked.clone(),
     };
     let starting = Node::start(NodeOptions {
         dir: args.data,
@@ -154,7 +167,7 @@ async fn serve(args: ServerArgs, registry: Registry) -> Result<(), ServerError> 
     tokio::spawn(args.transcript.follow(node.clone()));
     if let Some(text_listener) = text_listener {
         tracing::info!(listen = %bound(&text_listener)?, "serving text");
-        let text = TextPort::new(node.clone(), args.transcript);
+        let text = TextPort::new(node.clone(), args.transcript, hooked);
         tokio::spawn(text.serve(text_listener, stop.subscribe()));
     }
     let serving = tokio::spawn(http::serve(listener, node.clone(), said, stop.subscribe()));

@@ -26,6 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
+use crate::hooks::Hooked;
 use crate::http::{MAX_SEQUENCE, Problem, accept};
 use crate::transcript::Transcript;
 
@@ -48,6 +49,7 @@ const MAX_NAME: usize = 256;
 pub(crate) struct TextPort {
     node: Node,
     transcript: Transcript,
+    hooked: Hooked,
     sessions: Mutex<HashMap<String, u64>>,
 }
 
@@ -125,8 +127,8 @@ impl From<NodeError> for Failed {
 }
 
 impl TextPort {
-    pub(crate) fn new(node: Node, transcript: Transcript) -> Self {
-        Self { node, transcript, sessions: Mutex::default() }
+    pub(crate) fn new(node: Node, transcript: Transcript, hooked: Hooked) -> Self {
+        Self { node, transcript, hooked, sessions: Mutex::default() }
     }
 
     /// Serves until `stop` turns true.
@@ -230,7 +232,11 @@ impl TextPort {
         let session = self.session(client).await?;
         let acked = sequence.saturating_sub(KEPT);
         let command = Command { session, sequence, acked, ..Command::sessionless(service.name(), encoded) };
+        let registry = self.node.state().registry();
+        let call =
+            self.hooked.before(registry, &command).map_err(|refusal| Failed::refused(refusal.detail))?;
         let outcome = self.node.propose(command, deadline()).await?;
+        self.hooked.after(registry, call.as_ref(), &outcome.result);
         let DeltaResult::Reply(reply) = &outcome.result else {
             let expired = outcome.result == DeltaResult::SessionExpired;
             if expired {

@@ -1,8 +1,8 @@
-//! `examples/tickets.rs`, a service of somebody's own, on three real processes.
+//! `examples/`: a service of somebody's own on three real processes, and a server with hooks.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use quorate::client::{Client, Position, Reply};
+use quorate::client::{BatchCommand, Client, Position, ReadLevel, Reply};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -14,6 +14,12 @@ mod support;
 struct Ticket {
     number: u64,
     who: String,
+}
+
+fn example(name: &str) -> PathBuf {
+    let program = Path::new(env!("CARGO_BIN_EXE_quorate")).with_file_name("examples").join(name);
+    assert!(program.exists(), "{} is not built: `cargo build --examples`", program.display());
+    program
 }
 
 async fn take(client: &Client, who: &str) -> Ticket {
@@ -35,9 +41,7 @@ async fn call(client: &Client) -> Option<Ticket> {
 
 #[tokio::test]
 async fn a_service_of_ones_own_survives_the_death_of_the_primary() {
-    let program = Path::new(env!("CARGO_BIN_EXE_quorate")).with_file_name("examples").join("tickets");
-    assert!(program.exists(), "{} is not built: `cargo build --example tickets`", program.display());
-    let cluster = Cluster::with(Setup { program: Some(program), ..Setup::default() }).await;
+    let cluster = Cluster::with(Setup { program: Some(example("tickets")), ..Setup::default() }).await;
     let client = cluster.client().build().expect("a client");
     let mut called = client.watch("tickets", &["visa"], Some(Position::after(0)));
     let first = tokio::spawn(async move { called.next().await.expect("an event") });
@@ -55,4 +59,36 @@ async fn a_service_of_ones_own_survives_the_death_of_the_primary() {
     client.close().await.expect("the end of the session");
     cluster.restart(&primary).await;
     cluster.equal_hashes().await;
+}
+
+#[tokio::test]
+async fn a_servers_hooks_are_asked_before_and_told_after_each_command() {
+    let cluster =
+        Cluster::with(Setup { servers: 1, program: Some(example("guard")), ..Setup::default() }).await;
+    let client = cluster.client().build().expect("a client");
+    client.counter("free").add(1).await.expect("it is free");
+    let error = client.counter("locked-1").add(1).await.expect_err("it is locked");
+    let refused = error.refused().expect("a refusal");
+    assert_eq!((refused.refusal.as_deref(), refused.status), (Some("locked"), 403), "{error}");
+    client.register("locked-1").set("x").await.expect("a register is none of its business");
+    let add = |name: &str| BatchCommand::new("counter", "add", json!({"name": name, "amount": 1}));
+    let error = client.batch(&[add("free"), add("locked-2")]).await.expect_err("one of it is locked");
+    assert!(error.to_string().contains("locked-2 is locked"), "{error}");
+    client.batch(&[add("free"), add("free")]).await.expect("all of it is free");
+    assert_eq!(
+        client.counter("free").get(ReadLevel::Linearizable).await.expect("its value").value,
+        3,
+        "a batch is taken whole or not at all"
+    );
+    client.counter("free").compare_and_set(7, 8).await.expect_err("it is 3");
+    let log = cluster.server("S1").log();
+    for told in [
+        r#"counter add: {"previous":0,"value":1}"#,
+        r#"register set: {"previous":null,"#,
+        r#"counter add: {"previous":2,"value":3}"#,
+        "counter compare_and_set: compare_failed",
+    ] {
+        assert!(log.contains(told), "{told} is not in {log}");
+    }
+    assert!(!log.contains("locked-"), "what was refused was not done: {log}");
 }

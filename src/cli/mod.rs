@@ -30,7 +30,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -39,6 +39,7 @@ use clap_complete::Shell;
 use quorate_storage::service::Registry;
 
 use crate::config::Config;
+use crate::server::{Hooks, Services};
 use output::{CliError, Exit, Output};
 use server_args::ServerFlags;
 
@@ -144,6 +145,19 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Runs the command line; a server runs the services of `registry`.
 pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registry) -> ExitCode {
+    run_services(arguments, Services { registry, hooks: None })
+}
+
+/// The same; a server asks `hooks` before each command, and tells them after.
+pub fn run_with_hooks(
+    arguments: impl IntoIterator<Item = OsString>,
+    registry: Registry,
+    hooks: Arc<dyn Hooks>,
+) -> ExitCode {
+    run_services(arguments, Services { registry, hooks: Some(hooks) })
+}
+
+fn run_services(arguments: impl IntoIterator<Item = OsString>, services: Services) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments).map_err(without_dash_tip) {
         Ok(cli) => cli,
         Err(error) => {
@@ -153,7 +167,7 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>, registry: Registr
             return exit.into();
         }
     };
-    match dispatch(cli, registry) {
+    match dispatch(cli, services) {
         Ok(exit) => exit.into(),
         Err(error) => {
             Output::error(&error.message);
@@ -170,13 +184,13 @@ fn without_dash_tip(mut error: clap::Error) -> clap::Error {
     error
 }
 
-fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
+fn dispatch(cli: Cli, services: Services) -> Result<Exit, CliError> {
     let file = cli.config.as_deref();
     match cli.command {
         Command::Server(flags) => {
             let arguments = flags.resolve(&Config::load(file, "server")?)?;
             log_to_stderr(&arguments.log_level)?;
-            crate::server::run(arguments, registry).map_err(CliError::failed)?;
+            crate::server::run(arguments, services).map_err(CliError::failed)?;
             Ok(Exit::Done)
         }
         Command::Lfd(flags) => {
@@ -193,7 +207,7 @@ fn dispatch(cli: Cli, registry: Registry) -> Result<Exit, CliError> {
             Ok(Exit::Done)
         }
         Command::Rm(flags) => manager::run(*flags, &Config::load(file, "rm")?),
-        Command::Cluster(arguments) => cluster::run(*arguments, file, &registry),
+        Command::Cluster(arguments) => cluster::run(*arguments, file, &services.registry),
         Command::Client(arguments) => client::run(*arguments, &Config::load(file, "client")?),
         Command::Chat(arguments) => chat::run(*arguments, &Config::load(file, "chat")?),
         Command::Exchange(arguments) => exchange::run(*arguments, &Config::load(file, "exchange")?),

@@ -105,7 +105,11 @@ fn the_version_names_commit_and_formats() {
 async fn run(line: &str, url: &str) -> Result<Exit, CliError> {
     let line = format!("quorate {line} --servers {url}");
     let cli = Cli::try_parse_from(line.split_whitespace()).unwrap();
-    tokio::task::spawn_blocking(move || dispatch(cli, crate::services::registry())).await.unwrap()
+    tokio::task::spawn_blocking(move || {
+        dispatch(cli, crate::server::Services { registry: crate::services::registry(), hooks: None })
+    })
+    .await
+    .unwrap()
 }
 
 async fn exit_of(line: &str, script: impl Fn(&Seen) -> Act + Send + Sync + 'static) -> Exit {

@@ -102,7 +102,10 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
     let command = command_of(session, service.name(), encoded.into());
     serves(app).await?;
     primary(app).await?;
+    let (hooked, registry) = (&app.said.hooked, app.node.state().registry());
+    let call = hooked.before(registry, &command)?;
     let outcome = app.node.propose(command, deadline()).await?;
+    hooked.after(registry, call.as_ref(), &outcome.result);
     if let Some(problem) = Problem::of_result(&outcome.result) {
         return Err(problem);
     }
@@ -145,7 +148,13 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     let (commands, services) = aside(large, move || parse_batch(&node, session, &body)).await?;
     serves(&app).await?;
     primary(&app).await?;
+    let (hooked, registry) = (&app.said.hooked, app.node.state().registry());
+    let calls =
+        hooked.before_all(registry, &commands).map_err(|(n, refusal)| Problem::from(refusal).in_item(n))?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
+    for (call, outcome) in calls.iter().zip(&outcomes) {
+        hooked.after(registry, call.as_ref(), &outcome.result);
+    }
     let node = app.node.clone();
     let replies = aside(large, move || replies_json(&node, &services, &outcomes)).await;
     replies.map_err(Problem::unknown).map(json)

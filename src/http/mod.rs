@@ -37,6 +37,7 @@ pub(crate) use self::gateway::MAX_SEQUENCE;
 pub(crate) use self::problem::Problem;
 use self::view::ViewSource;
 use crate::detectors::{Beat, INCARNATION_HEADER, NAME_HEADER, PID_HEADER};
+use crate::hooks::Hooked;
 use crate::transcript::Transcript;
 
 /// Watches at once.
@@ -59,6 +60,8 @@ pub(crate) struct Said {
     pub(crate) transcript: Transcript,
     /// Where the view is had, if there is a global fault detector.
     pub(crate) view: Option<ViewSource>,
+    /// Who is asked and told of commands.
+    pub(crate) hooked: Hooked,
 }
 
 impl Said {
