@@ -33,6 +33,14 @@ impl Error {
         matches!(self, Self::Unknown(_))
     }
 
+    /// What kind of error it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(_) => ErrorKind::Refused,
+            Self::NotApplied(failure) | Self::Unknown(failure) => failure.kind(),
+        }
+    }
+
     /// The code of the last problem that a server named, such as `refused` or `no_primary`.
     pub fn code(&self) -> Option<&str> {
         match self {
@@ -67,6 +75,22 @@ impl Error {
             other => other,
         }
     }
+}
+
+/// What kind of error brought a request to its end. Whether it may have been applied is another question:
+/// [`Error::is_unknown`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The cluster said no.
+    Refused,
+    /// No server takes connections: no process listens at any of the addresses.
+    ConnectionRefused,
+    /// The network or the servers are silent: connections, or answers, did not come in time.
+    NetworkTimeout,
+    /// The request's own time limit has passed, for other reasons or for several.
+    TimedOut,
+    /// Servers were reached, and none could carry the request out.
+    Unavailable,
 }
 
 /// A "no" of the cluster: a refusal of the service, or a request that the server cannot take as it is.
@@ -151,6 +175,8 @@ pub struct Failure {
     pub tried: Vec<Tried>,
     /// How many attempts there were in all.
     pub attempts: u32,
+    /// Has the request's time limit passed?
+    pub timed_out: bool,
     /// What the caller can do now.
     pub next: &'static str,
 }
@@ -158,11 +184,39 @@ pub struct Failure {
 /// How many attempts an error lists.
 pub const TRIED_KEPT: usize = 8;
 
+impl Failure {
+    fn kind(&self) -> ErrorKind {
+        let last = last_per_server(&self.tried);
+        let all = |how| !last.is_empty() && last.iter().all(|tried| tried.how == how);
+        match self.timed_out {
+            _ if all(AttemptEnd::ConnectionRefused) => ErrorKind::ConnectionRefused,
+            _ if all(AttemptEnd::NetworkTimeout) => ErrorKind::NetworkTimeout,
+            true => ErrorKind::TimedOut,
+            false => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// How an attempt ended that brought no reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptEnd {
+    /// Nobody listens there.
+    ConnectionRefused,
+    /// No connection, or no answer, came in time.
+    NetworkTimeout,
+    /// The connection could not be made, or broke off.
+    Broken,
+    /// There was an answer, but no reply.
+    Answered,
+}
+
 /// One attempt on one server.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tried {
     /// The server's address.
     pub server: String,
+    /// How it ended.
+    pub how: AttemptEnd,
     /// What came of it.
     pub cause: String,
 }
@@ -224,25 +278,36 @@ pub(crate) struct History {
     reached: bool,
     /// How many attempts met something that is no server's HTTP address.
     strangers: u32,
+    /// The request's time limit has passed.
+    timed_out: bool,
 }
 
 impl History {
-    /// An attempt on a server that took the connection.
+    /// An attempt on a server that answered.
     pub(crate) fn add(&mut self, server: &str, cause: String, code: Option<String>) {
-        if self.tried.len() == TRIED_KEPT {
-            self.tried.remove(0);
-        }
-        self.tried.push(Tried { server: server.to_owned(), cause });
-        self.attempts += 1;
+        self.push(server, cause, AttemptEnd::Answered);
         self.code = code;
         self.reached = true;
     }
 
-    /// An attempt on a server that cannot be reached.
-    pub(crate) fn add_unreached(&mut self, server: &str, cause: String) {
-        let reached = self.reached;
-        self.add(server, cause, None);
-        self.reached = reached;
+    /// An attempt that brought no answer; `sent`, if the server took the connection.
+    pub(crate) fn add_broken(&mut self, server: &str, cause: String, how: AttemptEnd, sent: bool) {
+        self.push(server, cause, how);
+        self.code = None;
+        self.reached |= sent;
+    }
+
+    fn push(&mut self, server: &str, cause: String, how: AttemptEnd) {
+        if self.tried.len() == TRIED_KEPT {
+            self.tried.remove(0);
+        }
+        self.tried.push(Tried { server: server.to_owned(), how, cause });
+        self.attempts += 1;
+    }
+
+    /// The request's time limit has passed.
+    pub(crate) fn time_is_up(&mut self) {
+        self.timed_out = true;
     }
 
     /// An attempt on something that is no server's HTTP address, and will not become one.
@@ -302,6 +367,7 @@ impl History {
             reached,
             tried: self.tried,
             attempts: self.attempts,
+            timed_out: self.timed_out,
             next,
         })
     }

@@ -61,7 +61,7 @@ pub use builder::{BuildError, ClientBuilder, DEFAULT_SERVERS, DEFAULT_SESSION_TT
 pub(crate) use chat::is_refusal;
 pub use chat::{Chat, ChatAccount, ChatEvent, ChatEvents, ChatLine, ChatLogin, ChatSaid};
 pub use cluster::{ClusterStatus, LogPage, LoggedDelta, Membership, MembershipChange, ServerStatus};
-pub use error::{Error, Failure, Refused, TRIED_KEPT, Tried};
+pub use error::{AttemptEnd, Error, ErrorKind, Failure, Refused, TRIED_KEPT, Tried};
 pub use exchange::{Exchange, Ordered, Orders, OrdersQuery, Stock};
 pub use group::Group;
 pub use hooks::{Call, Hooks};

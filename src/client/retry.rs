@@ -6,7 +6,7 @@ use reqwest::Url;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
-use super::error::{Error, History, Refused};
+use super::error::{AttemptEnd, Error, History, Refused};
 use super::problem::Problem;
 use super::servers::{self, Route};
 use super::transport::{Repeat, Request, Transport};
@@ -120,7 +120,12 @@ impl<'a> Retries<'a> {
     ) -> Result<(), Error> {
         let cause = format!("{}: {}", problem.code, problem.detail);
         let overloaded = problem.code == "overloaded";
-        self.note(server, cause, Some(problem.code), maybe_applied)?;
+        let name = servers::name(server);
+        debug!(server = %name, %cause, maybe_applied, "attempt failed");
+        self.history.add(&name, cause, Some(problem.code));
+        if maybe_applied {
+            self.may_be_applied()?;
+        }
         let at_once = match &problem.primary {
             Some(primary) => self.route.follow(primary),
             None if overloaded => false,
@@ -137,10 +142,15 @@ impl<'a> Retries<'a> {
         server: &Url,
         cause: String,
         sent: bool,
-        timed_out: bool,
+        how: AttemptEnd,
     ) -> Result<(), Error> {
-        self.note(server, cause, None, sent)?;
-        if timed_out {
+        let name = servers::name(server);
+        debug!(server = %name, %cause, sent, "attempt failed");
+        self.history.add_broken(&name, cause, how, sent);
+        if sent {
+            self.may_be_applied()?;
+        }
+        if how == AttemptEnd::NetworkTimeout && sent {
             // A slow cluster is not helped by more of the same: wait longer for the next one.
             self.attempt_timeout *= 2;
         }
@@ -156,23 +166,6 @@ impl<'a> Retries<'a> {
             return self.check_deadline();
         }
         self.pause(Duration::ZERO).await
-    }
-
-    fn note(
-        &mut self,
-        server: &Url,
-        cause: String,
-        code: Option<String>,
-        maybe_applied: bool,
-    ) -> Result<(), Error> {
-        let name = servers::name(server);
-        debug!(server = %name, %cause, maybe_applied, "attempt failed");
-        if maybe_applied || code.is_some() {
-            self.history.add(&name, cause, code);
-        } else {
-            self.history.add_unreached(&name, cause);
-        }
-        if maybe_applied { self.may_be_applied() } else { Ok(()) }
     }
 
     /// The attempt may have been carried out. An error when a second one could be a second application.
@@ -202,6 +195,7 @@ impl<'a> Retries<'a> {
         if Instant::now() < self.last_start {
             return Ok(());
         }
+        self.history.time_is_up();
         if self.last_start < self.deadline {
             return Err(self.give_up("no server takes the request".to_owned()));
         }

@@ -13,7 +13,7 @@ use reqwest::{Method, Url};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
-use super::error::Error;
+use super::error::{AttemptEnd, Error};
 use super::hooks::{Call, Hooks};
 use super::problem::{Verdict, judge};
 use super::retry::Retries;
@@ -119,7 +119,7 @@ pub(super) enum Attempt {
     Broken {
         cause: String,
         sent: bool,
-        timed_out: bool,
+        how: AttemptEnd,
     },
 }
 
@@ -130,11 +130,11 @@ impl Attempt {
             return Self::NotHttp(describe(error));
         }
         // Only a connection that was never made is certain not to have carried the request.
-        Self::Broken { cause: describe(error), sent: !error.is_connect(), timed_out: false }
+        Self::Broken { cause: describe(error), sent: !error.is_connect(), how: how_ended(error) }
     }
 
     fn timed_out() -> Self {
-        Self::Broken { cause: "no answer in time".to_owned(), sent: true, timed_out: true }
+        Self::Broken { cause: "no answer in time".to_owned(), sent: true, how: AttemptEnd::NetworkTimeout }
     }
 }
 
@@ -219,8 +219,8 @@ impl Transport {
                     retries.problem(&server, problem, maybe_applied, wait).await?;
                 }
                 Attempt::NotHttp(cause) => retries.not_http(&server, cause).await?,
-                Attempt::Broken { cause, sent, timed_out } => {
-                    retries.broken(&server, cause, sent, timed_out).await?;
+                Attempt::Broken { cause, sent, how } => {
+                    retries.broken(&server, cause, sent, how).await?;
                 }
             }
         }
@@ -295,11 +295,11 @@ async fn read_answer(mut response: reqwest::Response) -> Attempt {
             Ok(Some(chunk)) if body.len() + chunk.len() <= BODY_MAX => body.extend_from_slice(&chunk),
             Ok(Some(_)) => {
                 let cause = format!("the answer is larger than {BODY_MAX} bytes");
-                return Attempt::Broken { cause, sent: true, timed_out: false };
+                return Attempt::Broken { cause, sent: true, how: AttemptEnd::Answered };
             }
             Ok(None) => break,
             Err(error) => {
-                return Attempt::Broken { cause: describe(&error), sent: true, timed_out: false };
+                return Attempt::Broken { cause: describe(&error), sent: true, how: how_ended(&error) };
             }
         }
     }
@@ -312,6 +312,18 @@ async fn read_answer(mut response: reqwest::Response) -> Attempt {
 /// An error and what is below it.
 fn causes(error: &reqwest::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
+}
+
+fn how_ended(error: &reqwest::Error) -> AttemptEnd {
+    let refused = |cause: &(dyn std::error::Error + 'static)| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    match error.is_timeout() {
+        true => AttemptEnd::NetworkTimeout,
+        false if causes(error).any(refused) => AttemptEnd::ConnectionRefused,
+        false => AttemptEnd::Broken,
+    }
 }
 
 /// The innermost cause says what happened; the layers above it only repeat the address.

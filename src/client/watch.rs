@@ -191,6 +191,7 @@ impl Watch {
                 Err(None) => {}
             }
             if Instant::now() >= deadline {
+                history.time_is_up();
                 let cause = "no server streams events".to_owned();
                 return Err(history.fail_question(cause));
             }
@@ -252,12 +253,8 @@ impl Watch {
                 history.add(&name, cause.to_owned(), None);
                 self.route.next();
             }
-            Attempt::Broken { cause, sent, .. } => {
-                if sent {
-                    history.add(&name, cause, None);
-                } else {
-                    history.add_unreached(&name, cause);
-                }
+            Attempt::Broken { cause, sent, how } => {
+                history.add_broken(&name, cause, how, sent);
                 self.route.next();
             }
         }

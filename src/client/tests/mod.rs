@@ -12,7 +12,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::stub::{Act, Stub, counter_reply, nobody, problem, usual};
-use super::{BatchCommand, Client, ClientBuilder, Error, Position, ReadLevel, SessionMode, WINDOW};
+use super::{
+    BatchCommand, Client, ClientBuilder, Error, ErrorKind, Position, ReadLevel, SessionMode, WINDOW,
+};
 
 /// A client that gives an unanswered attempt up quickly.
 fn client(servers: &[String]) -> ClientBuilder {
@@ -83,6 +85,7 @@ async fn silence_is_unknown_for_a_command_and_harmless_for_a_query() {
     assert_eq!(failure.tried[0].server, server.url());
     assert_eq!(failure.tried[0].cause, "no answer in time");
     assert!(failure.attempts >= 2 && error.to_string().contains("cluster log"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::NetworkTimeout);
     let error = client.counter("hits").get(ReadLevel::Linearizable).await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)), "{error:?}");
 }
@@ -93,6 +96,7 @@ async fn what_was_never_sent_was_not_applied() {
     let error = client.counter("hits").add(5).await.unwrap_err();
     let Error::NotApplied(failure) = &error else { panic!("{error:?}") };
     assert!(failure.tried[0].cause.contains("refused"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
 }
 
 /// A stranger among the addresses does not end the wait for a server that is away for a moment.
@@ -122,6 +126,7 @@ async fn a_server_that_says_not_applied_leaves_nothing_open() {
     let error = client.counter("hits").add(5).await.unwrap_err();
     assert!(matches!(error, Error::NotApplied(_)) && error.code() == Some("no_primary"), "{error:?}");
     assert!(server.seen("/counter/add").len() > 2, "it was not retried");
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
 }
 
 #[tokio::test]
@@ -201,6 +206,21 @@ async fn servers_that_point_at_each_other_are_not_asked_in_a_spin() {
     assert!(matches!(error, Error::NotApplied(_)), "{error:?}");
     let asked = server.seen("/counter/add").len();
     assert!((2..30).contains(&asked), "asked {asked} times");
+}
+
+#[tokio::test]
+async fn an_error_says_of_what_kind_it_is() {
+    let lost = always(|| Act::Lose).await;
+    let client_of = |servers: &[String]| client(servers).timeout(Duration::from_millis(300)).build().unwrap();
+    let without_session = client(&[lost.url()]).session(SessionMode::Off).build().unwrap();
+    let error = without_session.counter("hits").add(5).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "there was time left: {error}");
+    // One is away, one breaks off: neither alone is what happened.
+    let error = client_of(&[nobody().await, lost.url()]).counter("hits").add(5).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    let refused = always(|| problem(409, "refused", "not_applied")).await;
+    let error = client_of(&[refused.url()]).counter("hits").add(5).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
 }
 
 #[tokio::test]
