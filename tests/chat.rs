@@ -153,6 +153,18 @@ async fn everybody_was_shown(talkers: &[&Talker<'_>], count: usize) {
     }
 }
 
+/// Everybody leaves, the dead come back, and all servers have the same state.
+async fn the_end<const N: usize>(cluster: &Cluster, talkers: [Talker<'_>; N]) {
+    for mut talker in talkers {
+        talker.leave().await;
+    }
+    let names: Vec<String> = cluster.names();
+    for name in names.iter().filter(|name| !cluster.running().contains(name)) {
+        cluster.restart(name).await;
+    }
+    cluster.equal_hashes().await;
+}
+
 /// Each says so many things.
 fn all_say(talkers: &mut [&mut Talker<'_>], what: &str, times: usize) {
     for time in 0..times {
@@ -176,14 +188,7 @@ async fn the_lead_server_dies_and_then_the_next_one() {
     cluster.kill9(&cluster.primary().await);
     all_say(&mut [&mut ada, &mut bob, &mut cleo], "after two", 3);
     everybody_was_shown(&[&ada, &bob, &cleo], 27).await;
-    for talker in [&mut ada, &mut bob, &mut cleo] {
-        talker.leave().await;
-    }
-    let names: Vec<String> = cluster.names();
-    for name in names.iter().filter(|name| !cluster.running().contains(name)) {
-        cluster.restart(name).await;
-    }
-    cluster.equal_hashes().await;
+    the_end(&cluster, [ada, bob, cleo]).await;
 }
 
 #[tokio::test]
@@ -204,6 +209,7 @@ async fn somebody_comes_between_two_deaths() {
     bob.until_shown(12).await;
     // What was said before she came is not hers.
     cleo.until_shown(9).await;
+    the_end(&cluster, [ada, bob, cleo]).await;
 }
 
 #[tokio::test]
@@ -217,6 +223,7 @@ async fn a_backup_dies_and_then_the_lead_server() {
     cluster.kill9(&cluster.primary().await);
     all_say(&mut [&mut ada, &mut bob], "without the lead", 3);
     everybody_was_shown(&[&ada, &bob], 18).await;
+    the_end(&cluster, [ada, bob]).await;
 }
 
 #[tokio::test]
@@ -267,6 +274,21 @@ async fn a_client_dies_and_is_given_all_that_it_missed() {
     let twice = support::cli::quorate(words).await;
     assert!(twice.stderr.contains("active elsewhere"), "{twice:?}");
     assert_eq!(twice.code, 1);
+    // Somebody else's account takes an administrator.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let typed = dir.path().join("typed");
+    fs::write(&typed, "/delete bob\n/list\n").expect("a file");
+    for (flag, code) in [(None, 1), (Some("--admin"), 0)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command.args(["chat", "--name", "root", "--servers", &servers, "--timeout", "30s"]).args(flag);
+        command
+            .arg("--cursor")
+            .arg(dir.path().join("cursor"))
+            .stdin(fs::File::open(&typed).expect("the file"));
+        let run = support::cli::run_with_stdin(command).await.expect(code);
+        assert_eq!(run.stdout.contains("bob"), flag.is_none(), "{run:?}");
+        assert_eq!(run.stderr.contains("not_yours"), flag.is_none(), "{run:?}");
+    }
     cluster.restart(&lead).await;
     tokio::time::timeout(Duration::from_secs(60), cluster.equal_hashes()).await.expect("equal states");
 }

@@ -160,4 +160,5 @@ async fn the_front_end_serves_from_its_cache_and_is_told_of_changes() {
         assert_eq!(missing.status(), 404);
         assert_eq!(client.get(format!("{}/orders/99", front.url)).send().await.unwrap().status(), 404);
     }
+    cluster.equal_hashes().await;
 }

@@ -114,11 +114,6 @@ impl Chat {
         &self.name
     }
 
-    /// The client.
-    pub fn client(&self) -> &Client {
-        &self.client
-    }
-
     /// The same login, with another time limit for what is asked through this handle.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
@@ -147,6 +142,14 @@ impl Chat {
     /// As any command.
     pub async fn logout(&self) -> Result<()> {
         self.client.command::<Value>("chat", "logout", &json!({})).await.map(drop)
+    }
+
+    /// Forgets a device of this account, on which nobody is logged in.
+    ///
+    /// # Errors
+    /// Refused: no such device; somebody is logged in on it.
+    pub async fn forget(&self, device: &str) -> Result<()> {
+        self.command::<Value>("forget", &json!({ "device": device })).await.map(drop)
     }
 
     /// Deletes an account: one's own, or any with `admin`.

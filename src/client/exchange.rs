@@ -1,15 +1,14 @@
 //! The exchange: its catalog, orders, and a cache of the catalog.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::task::JoinHandle;
 
-use super::{Client, Position, ReadLevel, Reply, Result};
+use super::{Background, Client, Position, ReadLevel, Reply, Result};
 use crate::services::exchange::{NewStock, Order, Side, StockRow};
 
 /// Entries in one cache. Beyond that, what is looked up is not kept.
@@ -212,12 +211,17 @@ impl Exchange {
 /// Stocks that were looked up, kept up to date by a watch.
 #[derive(Debug)]
 struct Cache {
-    entries: Mutex<HashMap<String, Entry>>,
-    /// The watch has begun: what is filled in from now on is kept up to date.
-    live: AtomicBool,
+    kept: Mutex<Kept>,
     hits: AtomicU64,
     misses: AtomicU64,
-    watching: Mutex<Option<JoinHandle<()>>>,
+    watching: Mutex<Option<Background>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// The revision from which on the watch tells of changes; absent while there is none, and then nothing is kept.
+    since: Option<u64>,
+    entries: HashMap<String, Entry>,
 }
 
 #[derive(Debug)]
@@ -231,14 +235,13 @@ struct Entry {
 impl Cache {
     fn start(client: Client) -> Arc<Self> {
         let cache = Arc::new(Self {
-            entries: Mutex::default(),
-            live: AtomicBool::new(false),
+            kept: Mutex::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             watching: Mutex::new(None),
         });
         let watched = Arc::downgrade(&cache);
-        let task = tokio::spawn(async move {
+        let task = client.clone().in_background(async move {
             loop {
                 // From a revision that is known before anything is filled in.
                 let Ok(now) = client.applied_revision().await else {
@@ -247,7 +250,7 @@ impl Cache {
                 };
                 let mut watch = client.watch("exchange", &[], Some(Position::after(now.data)));
                 match watched.upgrade() {
-                    Some(cache) => cache.live.store(true, Ordering::Release),
+                    Some(cache) => cache.kept().since = Some(now.data),
                     None => return,
                 }
                 loop {
@@ -269,21 +272,19 @@ impl Cache {
         cache
     }
 
-    fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         // Nothing in here panics half-way, so a poisoned lock still guards good entries.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Nothing is kept up to date any more.
     fn stop(&self) {
-        let mut entries = self.entries();
-        self.live.store(false, Ordering::Release);
-        entries.clear();
+        *self.kept() = Kept::default();
     }
 
     fn get(&self, name: &str) -> Option<Stock> {
-        let entries = self.entries();
-        let entry = entries.get(name);
+        let kept = self.kept();
+        let entry = kept.entries.get(name);
         let found = entry.and_then(|entry| Some((entry.stock.as_ref()?, entry.revision)));
         let stock = found
             .filter(|((_, at), _)| at.elapsed() < MAX_AGE)
@@ -295,55 +296,49 @@ impl Cache {
 
     /// Someone asks the cluster for it: from now on, what is pushed of it counts. Gives whether the answer may be filled in.
     fn ask(&self, name: &str) -> bool {
-        let mut entries = self.entries();
-        if !self.live.load(Ordering::Acquire) || entries.len() >= MAX_ENTRIES && !entries.contains_key(name) {
+        let Kept { since, entries } = &mut *self.kept();
+        let Some(since) = *since else { return false };
+        if entries.len() >= MAX_ENTRIES && !entries.contains_key(name) {
             return false;
         }
-        entries.entry(name.to_owned()).or_insert(Entry { revision: 0, stock: None });
+        // An answer from before the watch may be out of date already.
+        entries.entry(name.to_owned()).or_insert(Entry { revision: since, stock: None });
         true
     }
 
     fn fill(&self, name: &str, stock: &Stock) {
-        if let Some(entry) = self.entries().get_mut(name).filter(|entry| entry.revision <= stock.revision) {
+        let mut kept = self.kept();
+        if let Some(entry) = kept.entries.get_mut(name).filter(|entry| entry.revision <= stock.revision) {
             *entry = Entry { revision: stock.revision, stock: Some((stock.row.clone(), Instant::now())) };
         }
     }
 
     /// What was asked for could not be had.
     fn forget(&self, name: &str) {
-        let mut entries = self.entries();
-        if entries.get(name).is_some_and(|entry| entry.stock.is_none()) {
-            entries.remove(name);
+        let mut kept = self.kept();
+        if kept.entries.get(name).is_some_and(|entry| entry.stock.is_none()) {
+            kept.entries.remove(name);
         }
     }
 
     /// An order of one's own has changed it: what is older is not to be had any more.
     fn changed(&self, name: &str, revision: u64) {
-        if let Some(entry) = self.entries().get_mut(name).filter(|entry| entry.revision < revision) {
+        if let Some(entry) = self.kept().entries.get_mut(name).filter(|entry| entry.revision < revision) {
             *entry = Entry { revision, stock: None };
         }
     }
 
     /// A stock has changed: what is known of it is out of date, and the event says what it is now.
     fn pushed(&self, revision: u64, data: serde_json::Value) {
-        let mut entries = self.entries();
+        let mut kept = self.kept();
         let name = data.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
         let newer = |entry: &&mut Entry| {
             entry.revision < revision || entry.revision == revision && entry.stock.is_none()
         };
-        let Some(entry) = entries.get_mut(name).filter(newer) else { return };
+        let Some(entry) = kept.entries.get_mut(name).filter(newer) else { return };
         // One that is gone from the catalog has no price.
         let row = serde_json::from_value::<StockRow>(data).ok();
         *entry = Entry { revision, stock: row.map(|row| (row, Instant::now())) };
-    }
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        let task = self.watching.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
-            task.abort();
-        }
     }
 }
 
@@ -353,8 +348,7 @@ mod tests {
 
     fn cache() -> Cache {
         Cache {
-            entries: Mutex::default(),
-            live: AtomicBool::new(true),
+            kept: Mutex::new(Kept { since: Some(1), entries: HashMap::new() }),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             watching: Mutex::new(None),
@@ -396,5 +390,12 @@ mod tests {
         assert!(!cache.ask("A"));
         cache.fill("A", &stock(1, 1));
         assert_eq!(cache.get("A"), None);
+        // A new watch: what was asked for before it may be out of date.
+        cache.kept().since = Some(5);
+        assert!(cache.ask("A"));
+        cache.fill("A", &stock(1, 4));
+        assert_eq!(cache.get("A"), None);
+        cache.fill("A", &stock(1, 5));
+        assert_eq!(cache.get("A"), Some(stock(1, 5)));
     }
 }

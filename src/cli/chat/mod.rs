@@ -133,10 +133,12 @@ impl Talk {
         let (chat, login) = client.chat(name, device).await?;
         let (after, repeated) = cursor.resume(login.delivered);
         let what = if login.created { "a new account" } else { "logged in" };
-        let waiting = login.newest.saturating_sub(after);
-        Output::note(&format!(
-            "{name}: {what}; {waiting} messages since you were here. /help lists the commands"
-        ));
+        // Others' private messages are among them.
+        let since = match login.newest.saturating_sub(after) {
+            0 => "nothing was said since you were here".to_owned(),
+            waiting => format!("up to {waiting} messages since you were here"),
+        };
+        Output::note(&format!("{name}: {what}; {since}. /help lists the commands"));
         if login.dropped > 0 {
             Output::note(&format!("up to {} older messages are no longer kept", login.dropped));
         }
@@ -232,6 +234,7 @@ impl Talk {
                 Ok(()) if name == self.settings.name => return false,
                 result => result.map_err(Trouble::Error),
             },
+            Ok(Line::Forget(device)) => self.chat.forget(device).await.map_err(Trouble::Error),
             Ok(Line::Help) => {
                 self.printer.print(HELP.to_owned()).await;
                 Ok(())

@@ -6,6 +6,7 @@ text                     to all
 /list [PATTERN]          accounts, those whose names begin with what the regular expression says
 /history [NAME] [N]      the last N messages (20), those from and to NAME; and how many have them
 /delete NAME             deletes your account (with --admin anybody's)
+/forget DEVICE           forgets a device of yours that is no longer used
 /logout                  leaves; the account stays
 //text                   says /text";
 
@@ -16,6 +17,7 @@ pub(super) enum Line<'a> {
     List(Option<&'a str>),
     History { with: Option<&'a str>, limit: Option<u32> },
     Delete(&'a str),
+    Forget(&'a str),
     Help,
     Logout,
 }
@@ -58,9 +60,10 @@ impl<'a> Line<'a> {
                 Err(_) => Err(format!("/history NAME N: {limit} is no number")),
             },
             ("delete", [name]) => Ok(Self::Delete(name)),
+            ("forget", [device]) => Ok(Self::Forget(device)),
             ("logout" | "quit" | "exit", []) => Ok(Self::Logout),
             ("help", []) => Ok(Self::Help),
-            ("list" | "history" | "delete" | "logout" | "help", _) => {
+            ("list" | "history" | "delete" | "forget" | "logout" | "help", _) => {
                 Err(format!("/{name} takes something else; /help says what"))
             }
             _ => Err(format!("not sent: there is no /{name}; /help lists the commands, //{name} says it")),

@@ -85,6 +85,29 @@ impl Caching {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    #[command(flatten)]
+    Request(Request),
+    /// Serve the exchange over HTTP, with a cache
+    #[command(after_help = FRONT_EXAMPLE)]
+    Front {
+        /// The address to listen on
+        #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket)]
+        listen: SocketAddr,
+        /// Whether look-ups are answered from a cache
+        #[arg(long, default_value = "on")]
+        cache: Caching,
+        /// Say 402 in place of 409 when there is not enough
+        #[arg(long)]
+        legacy_codes: bool,
+    },
+    /// Look up and order at random, then compare with the cluster's log
+    #[command(after_help = TRADE_EXAMPLE)]
+    Trade(trade::TradeArgs),
+}
+
+/// What is asked once and answered.
+#[derive(Debug, Subcommand)]
+enum Request {
     /// Show all stocks
     #[command(after_help = "Example:\n  quorate exchange catalog")]
     Catalog,
@@ -138,22 +161,6 @@ enum Action {
         /// A TOML file
         file: PathBuf,
     },
-    /// Serve the exchange over HTTP, with a cache
-    #[command(after_help = FRONT_EXAMPLE)]
-    Front {
-        /// The address to listen on
-        #[arg(long, value_name = "IP:PORT", value_parser = addresses::socket)]
-        listen: SocketAddr,
-        /// Whether look-ups are answered from a cache
-        #[arg(long, default_value = "on")]
-        cache: Caching,
-        /// Say 402 in place of 409 when there is not enough
-        #[arg(long)]
-        legacy_codes: bool,
-    },
-    /// Look up and order at random, then compare with the cluster's log
-    #[command(after_help = TRADE_EXAMPLE)]
-    Trade(trade::TradeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -192,9 +199,9 @@ pub(crate) fn run(arguments: ExchangeArgs, config: &Config) -> Result<Exit, CliE
         Action::Trade(arguments) => {
             background_runtime()?.block_on(trade::run(&client, &arguments, connection.json))
         }
-        action => runtime()?.block_on(async {
-            let result = perform(&client.exchange(), &action).await;
-            let ended = finish(&connection, result, action.changes());
+        Action::Request(request) => runtime()?.block_on(async {
+            let result = perform(&client.exchange(), &request).await;
+            let ended = finish(&connection, result, request.changes());
             super::client::close(&client).await;
             ended
         }),
@@ -232,23 +239,23 @@ impl From<Error> for Trouble {
     }
 }
 
-impl Action {
+impl Request {
     fn changes(&self) -> bool {
         matches!(self, Self::Order { .. } | Self::Add { .. } | Self::Reprice { .. } | Self::Load { .. })
     }
 }
 
-async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, Trouble> {
-    match action {
-        Action::Catalog => {
+async fn perform(exchange: &Exchange, request: &Request) -> Result<Printed, Trouble> {
+    match request {
+        Request::Catalog => {
             let stocks = exchange.catalog().await?;
             Ok(Printed::new(stock_table(&stocks), json!({ "stocks": stocks }).to_string()))
         }
-        Action::Lookup { stock } => {
+        Request::Lookup { stock } => {
             let stock = exchange.lookup(stock).await?;
             Ok(Printed::new(stock_table(std::slice::from_ref(&stock.row)), json!(stock).to_string()))
         }
-        Action::Order { way, stock, quantity, account } => {
+        Request::Order { way, stock, quantity, account } => {
             let side = match way {
                 Way::Buy => Side::Buy,
                 Way::Sell => Side::Sell,
@@ -257,7 +264,7 @@ async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, Troubl
             let reply = exchange.order(side, stock, *quantity, account).await?;
             Ok(Printed::new(reply.order.number.to_string(), reply.body))
         }
-        Action::Orders(wanted) => {
+        Request::Orders(wanted) => {
             let query = OrdersQuery {
                 numbers: wanted.number.clone(),
                 since: wanted.since,
@@ -271,23 +278,20 @@ async fn perform(exchange: &Exchange, action: &Action) -> Result<Printed, Troubl
             let note = page.next.map(|next| format!("there may be more: --since {next}"));
             Ok(Printed { note, ..Printed::new(order_table(&page.orders), page.body) })
         }
-        Action::Add { stock, price, quantity } => {
+        Request::Add { stock, price, quantity } => {
             let new = NewStock { name: stock.clone(), price: *price, quantity: *quantity };
             let reply = exchange.add_stock(&new).await?;
             Ok(Printed::new(stock_table(std::slice::from_ref(&reply.row)), reply.body))
         }
-        Action::Reprice { stock, price } => {
+        Request::Reprice { stock, price } => {
             let reply = exchange.reprice(stock, *price).await?;
             Ok(Printed::new(stock_table(std::slice::from_ref(&reply.row)), reply.body))
         }
-        Action::Load { file } => {
+        Request::Load { file } => {
             let stocks = read_stocks(file).map_err(Trouble::Usage)?;
             exchange.load(&stocks).await?;
             let text = format!("{} stocks", stocks.len());
             Ok(Printed::new(text, json!({ "stocks": stocks.len() }).to_string()))
-        }
-        Action::Front { .. } | Action::Trade(_) => {
-            Err(Trouble::Usage(CliError::usage("this one has its own way")))
         }
     }
 }

@@ -47,7 +47,9 @@ pub(super) fn login(
     let key = (name.clone(), device.clone());
     let known = tables.get(&DEVICES, &key);
     if known.is_none() && account.devices >= MAX_DEVICES {
-        let text = format!("{name} has {MAX_DEVICES} devices, which is the most");
+        let text = format!(
+            "{name} has {MAX_DEVICES} devices, which is the most; `forget` one that is no longer used"
+        );
         return Err(Refusal::new("too_many_devices", text));
     }
     let mut row = known.clone().unwrap_or(Device {
@@ -172,6 +174,29 @@ pub(super) fn mark(
         tables.put(&DEVICES, &key, &after);
     }
     Ok(Reply::Marked { delivered, read })
+}
+
+pub(super) fn forget(
+    tables: &mut Tables<'_>,
+    context: &mut Context<'_>,
+    device: &str,
+) -> Result<Reply, Refusal> {
+    let (name, _) = logged_in(tables, context)?;
+    let key = (name, device.to_owned());
+    let Some(row) = tables.get(&DEVICES, &key) else {
+        let text = format!("{} has no device {device}", key.0);
+        return Err(Refusal::new("unknown_device", text).with_status(404));
+    };
+    if row.session != 0 {
+        let text = format!("{} is logged in on {device}; log out there first", key.0);
+        return Err(Refusal::new("active", text));
+    }
+    tables.remove(&DEVICES, &key);
+    if let Some(mut account) = tables.get(&ACCOUNTS, &key.0) {
+        account.devices = account.devices.saturating_sub(1);
+        tables.put(&ACCOUNTS, &key.0, &account);
+    }
+    Ok(Reply::Done)
 }
 
 pub(super) fn delete(

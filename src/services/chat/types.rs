@@ -52,6 +52,11 @@ pub enum Command {
         /// At least one.
         messages: u64,
     },
+    /// Forgets a device of one's own account, on which nobody is logged in.
+    Forget {
+        /// Which.
+        device: String,
+    },
 }
 
 fn default_device() -> String {

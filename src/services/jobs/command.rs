@@ -153,12 +153,14 @@ pub const MAX_ERROR_BYTES: usize = 1_024;
 pub const MAX_PROGRESS_BYTES: usize = 128;
 /// A queue has at most so many members.
 pub const MAX_MEMBERS: u32 = 64;
+// Tests reach the limits that follow, so there they are low.
+
 /// There are at most so many queues.
-pub const MAX_QUEUES: u64 = 10_000;
+pub const MAX_QUEUES: u64 = if cfg!(test) { 8 } else { 10_000 };
 /// A queue has at most so many jobs that are not done or cancelled.
-pub const MAX_OPEN: u64 = 1_000_000;
+pub const MAX_OPEN: u64 = if cfg!(test) { 200 } else { 1_000_000 };
 /// So many that are done or cancelled are kept of each queue.
-pub const KEPT: u64 = 100_000;
+pub const KEPT: u64 = if cfg!(test) { 150 } else { 100_000 };
 
 /// What can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -24,6 +24,7 @@ macro_rules! scripts {
 
 scripts!(
     chat,
+    chat_limits,
     chat_retention,
     chat_sessions,
     counter,
@@ -35,6 +36,7 @@ scripts!(
     jobs_attempts,
     jobs_keys,
     jobs_leases,
+    jobs_limits,
     jobs_refusals,
     jobs_ring,
     register,

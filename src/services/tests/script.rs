@@ -118,6 +118,8 @@ impl goldenscript::Runner for Runner {
         let line = self.recall(&expand(&command.name)?)?;
         let output = match line.split_once(' ') {
             Some(("POST", request)) => self.post(request),
+            // `REPEAT 20 counter/add {"name":"a#"}`: with # from 1 to 20; what comes of the last one is shown.
+            Some(("REPEAT", request)) => self.repeat(request),
             Some(("GET", request)) => self.get(request),
             // `FILL register a 10 <x*200000>`: sets a0 to a9 to that text.
             Some(("FILL", request)) => self.fill(request),
@@ -139,7 +141,7 @@ impl goldenscript::Runner for Runner {
                 self.time = time.parse()?;
                 Ok(String::new())
             }
-            _ => Err("none of POST, GET, FILL, OPEN, CLOSE, TICK, SESSION, TIME".into()),
+            _ => Err("none of POST, GET, REPEAT, FILL, OPEN, CLOSE, TICK, SESSION, TIME".into()),
         }?;
         Ok(shorten(&output))
     }
@@ -154,6 +156,15 @@ impl Runner {
         let found = self.replies.iter().rev().find_map(|reply| reply.pointer(&format!("/{field}")));
         let found = found.ok_or_else(|| format!("no reply has {field}"))?;
         Ok(format!("{before}{found}{}", self.recall(after)?))
+    }
+
+    fn repeat(&mut self, request: &str) -> Result<String, Box<dyn Error>> {
+        let (times, request) = request.split_once(' ').ok_or("REPEAT TIMES REQUEST")?;
+        let mut last = String::new();
+        for n in 1..=times.parse::<u64>()? {
+            last = self.post(&request.replace('#', &n.to_string()))?;
+        }
+        Ok(last)
     }
 
     fn fill(&mut self, request: &str) -> Result<String, Box<dyn Error>> {
