@@ -9,7 +9,8 @@
 #
 # Put against add and linearizable get against linearizable get, on 1,000 uniform keys; one operation is one
 # request. Both are durable: etcd runs with its defaults, fsync included. Adds in JSON batches of 1,000, over 64
-# connections, have no counterpart. The table on stdout holds medians of the rounds; every run is kept in DIR/runs.tsv.
+# connections, have no counterpart, nor have orders of the exchange and messages of the chat, 64 clients each, which are
+# put beside the adds of the same run. The table on stdout holds medians of the rounds; every run is kept in DIR/runs.tsv.
 #
 # etcd gets its better side: its load goes to the leader (through followers it was slower in most runs), and is
 # measured both over one connection that all clients share and over eight; the table has the better median.
@@ -169,6 +170,9 @@ run_quorate() {
     done
     measure quorate batch 64 own "$BIN" bench --servers "$QUORATE_URLS" --clients 64 --secs "$SECS" --op add \
         --batch 1000 --json
+    for op in order say; do
+        measure quorate "$op" 64 own "$BIN" bench --servers "$QUORATE_URLS" --clients 64 --secs "$SECS" --op "$op" --json
+    done
     stop_quorate
 }
 

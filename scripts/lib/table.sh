@@ -57,6 +57,9 @@ print_table() {
             printf "| %s | %d | %s | %s | **%.2fx** |\n", title, number, side(theirs, variant), side(ours, "own"),
                 median(value[ours, "own", 5]) / median(value[theirs, variant, 5])
         }
+        function alone(title, op) {
+            printf "| %s | 64 | – | – | – | – | %s | – |\n", title, side("quorate " op " 64", "own")
+        }
         {
             cell = $1 " " $2 " " $3
             if (!((cell, $4) in known)) { known[cell, $4] = 1; seen[cell] = seen[cell] " " $4 }
@@ -69,7 +72,12 @@ print_table() {
             count = split(clients, numbers, " ")
             for (n = 1; n <= count; n++) row("put / add", "put", "add", numbers[n])
             for (n = 1; n <= count; n++) row("linearizable get", "get", "get", numbers[n])
-            printf "| adds in batches of 1,000 | 64 | – | – | – | – | %s | – |\n", side("quorate batch 64", "own")
+            alone("adds in batches of 1,000", "batch")
+            alone("orders of the exchange", "order")
+            alone("messages of the chat", "say")
+            adds = median(value["quorate add 64", "own", 5])
+            if (adds) printf "\nOf the adds at 64 clients: orders %.2fx, messages %.2fx.\n",
+                median(value["quorate order 64", "own", 5]) / adds, median(value["quorate say 64", "own", 5]) / adds
             printf "\nFailed operations: etcd %d, Quorate %d.\n", errors["etcd"], errors["quorate"]
         }' "$1"
 }

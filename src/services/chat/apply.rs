@@ -127,7 +127,7 @@ pub(super) fn say(
     state.newest += 1;
     let (number, time_ms) = (state.newest, context.time());
     let stored = Stored { from, to, text, time_ms };
-    tables.put(&MESSAGES, &number, &stored);
+    tables.put_new(&MESSAGES, &number, &stored);
     let state = drop_old(tables, state, DROPS_PER_MESSAGE);
     tables.put(&STATE, &(), &state);
     let message = Message::new(number, stored);

@@ -31,7 +31,7 @@ impl Index {
         let mut tail = tables.get(&self.tails, name).unwrap_or_default();
         tail.push(number);
         if tail.len() == CHUNK {
-            tables.put(&self.chunks, &(name.clone(), number), &tail);
+            tables.put_new(&self.chunks, &(name.clone(), number), &tail);
             tail.clear();
         }
         tables.put(&self.tails, name, &tail);

@@ -297,7 +297,7 @@ pub(super) fn submit(
     all.jobs += 1;
     let id = all.jobs;
     desk.tables.put(&STATE, &(), &all);
-    desk.tables.put(&PAYLOADS, &id, payload);
+    desk.tables.put_new(&PAYLOADS, &id, payload);
     let state = desk.begin(id, &job);
     desk.enter(id, &mut job, state);
     desk.close();

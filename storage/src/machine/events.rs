@@ -63,7 +63,7 @@ impl Kept {
     pub(super) fn store(&mut self, tables: &mut Tables<'_>, emitted: &mut Emitted) {
         emitted.finish(|extent, block| {
             self.push(extent);
-            tables.put_new(&BLOCKS, &extent.first, &block);
+            tables.put_new_as(&BLOCKS, &extent.first, &block);
         });
         if self.events > MAX_EVENTS || self.bytes > MAX_BYTES {
             self.evict(tables);

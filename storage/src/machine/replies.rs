@@ -182,7 +182,7 @@ impl Live {
             session.rows += 1;
             session.blocks += u32::from(self.fresh_count > 1);
             // `admit` has found no reply to any of these sequences.
-            tables.put_new(&REPLIES, &(id, lowest), &Raw(&self.fresh));
+            tables.put_new_as(&REPLIES, &(id, lowest), &Raw(&self.fresh));
         }
         self.unsettled.insert(id, session);
         self.fresh.clear();
@@ -311,7 +311,7 @@ fn forget_rows(
         session.blocks -= u32::from(forgotten + left_count > 1);
         if left_count > 0 {
             // Under a sequence that was in the middle of this row until now.
-            tables.put_new(&REPLIES, &(id, left_lowest), &Raw(&left));
+            tables.put_new_as(&REPLIES, &(id, left_lowest), &Raw(&left));
             session.rows += 1;
             session.blocks += u32::from(left_count > 1);
         }
