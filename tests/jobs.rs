@@ -19,6 +19,8 @@ mod support;
 const JOBS: usize = 10_000;
 const KEYS: usize = 40;
 const WORKERS: usize = 8;
+/// A command that goes on until its worker is gone, however that ended.
+const STAY: [&str; 3] = ["sh", "-c", "while kill -0 $PPID; do sleep 0.1; done"];
 
 /// `quorate jobs work`, killed at the end.
 struct Worker(Child);
@@ -200,7 +202,7 @@ async fn check_record(client: &Client, order: &[u64]) {
 async fn a_dead_workers_job_goes_to_another_one() {
     let cluster = Cluster::start(3).await;
     let client = client(&cluster);
-    let mut first = Worker::start(&cluster, "q", "W1", "2s", &["sleep", "600"]);
+    let mut first = Worker::start(&cluster, "q", "W1", "2s", &STAY);
     let id = jobs(&cluster, &["submit", "--queue", "q", "x"]).await.expect(0).stdout.trim().to_owned();
     let job = async || client.jobs().result(id.parse().unwrap()).await.expect("the job").data.job;
     cluster

@@ -221,6 +221,12 @@ where
     F: Future<Output = Result<String, String>> + Send + 'static,
     T: Fn(WorkerEvent),
 {
+    /// What may concern this worker: jobs that can be claimed, and the ring.
+    fn watch(&self, from: Option<Position>) -> Watch {
+        let (ready, ring) = (format!("ready:{}", self.worker.queue), format!("ring:{}", self.worker.queue));
+        self.client.watch("jobs", &[&ready, &ring], from)
+    }
+
     /// Becomes a member; nothing if it is to stop before.
     async fn join(&mut self) -> Result<Option<Member>> {
         let body = json!({
@@ -242,9 +248,6 @@ where
                 Ok(joined) => {
                     let Joined { standing, revision } = joined.data;
                     (self.tell)(WorkerEvent::Joined(standing.member));
-                    let (ready, ring) =
-                        (format!("ready:{}", self.worker.queue), format!("ring:{}", self.worker.queue));
-                    let topics = [ready.as_str(), ring.as_str()];
                     let mut member = Member {
                         id: standing.member,
                         heard: sent,
@@ -253,7 +256,7 @@ where
                         owns: Vec::new(),
                         job: None,
                         curious: true,
-                        events: self.client.watch("jobs", &topics, Some(Position::after(revision))),
+                        events: self.watch(Some(Position::after(revision))),
                     };
                     member.stands(&standing);
                     return Ok(Some(member));
@@ -296,27 +299,30 @@ where
     /// One thing after the other: what the ring asks for, what is to be said of the job, a new job; then it waits for what happens.
     /// True: the worker has left.
     async fn step(&mut self, member: &mut Member) -> Result<bool, End> {
+        let stop = *self.stop.borrow_and_update();
+        if stop == Stop::Now || stop == Stop::AfterJob && member.job.is_none() {
+            member.job = None;
+            // Without it the lease ends by itself.
+            let leave = json!({ "member": member.id });
+            let _ = self.client.command::<serde_json::Value>("jobs", "leave", &leave).await;
+            return Ok(true);
+        }
         if let Some(asked) = member.asked.take() {
             return self.acknowledge(member, asked).await.map(|()| false);
         }
         if member.job.as_ref().is_some_and(|held| held.outcome.is_some()) {
             return self.report(member).await.map(|()| false);
         }
-        let stop = *self.stop.borrow_and_update();
-        if stop == Stop::Now || stop == Stop::AfterJob && member.job.is_none() {
-            member.job = None;
-            // Without it the lease would end by itself.
-            let _ = self
-                .client
-                .command::<serde_json::Value>("jobs", "leave", &json!({ "member": member.id }))
-                .await;
-            return Ok(true);
-        }
         if member.job.is_none() && std::mem::take(&mut member.curious) && self.claim(member).await? {
             return Ok(false);
         }
         match self.wait(member).await {
-            Happened::Event(event) => member.saw(event),
+            Happened::Event(Ok(event)) => member.saw(event),
+            // Heartbeats tell what was missed. The watch begins anew: what is behind may be gone.
+            Happened::Event(Err(_)) => {
+                sleep(PAUSE).await;
+                member.events = self.watch(None);
+            }
             Happened::Heartbeat => self.heartbeat(member).await?,
             Happened::Outcome(outcome) => {
                 let outcome = outcome.unwrap_or_else(|error| Err(format!("the work has panicked: {error}")));
@@ -513,9 +519,8 @@ impl Member {
         }
     }
 
-    /// Takes note of an event. A broken watch is no trouble: it goes on with the next one, and heartbeats tell what was missed.
-    fn saw(&mut self, event: Result<Event>) {
-        let Ok(event) = event else { return };
+    /// Takes note of an event.
+    fn saw(&mut self, event: Event) {
         if event.topic.starts_with("ring:") {
             if let Ok(ring) = serde_json::from_value::<RingEvent>(event.data)
                 && ring.what == "phase"
