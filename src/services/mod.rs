@@ -9,6 +9,7 @@ pub mod exchange;
 pub mod jobs;
 pub mod register;
 
+mod blocks;
 mod names;
 
 #[cfg(test)]

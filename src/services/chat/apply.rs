@@ -127,7 +127,7 @@ pub(super) fn say(
     state.newest += 1;
     let (number, time_ms) = (state.newest, context.time());
     let stored = Stored { from, to, text, time_ms };
-    tables.put_new(&MESSAGES, &number, &stored);
+    MESSAGES.append(tables, number - 1, stored.clone());
     let state = drop_old(tables, state, DROPS_PER_MESSAGE);
     tables.put(&STATE, &(), &state);
     let message = Message::new(number, stored);
@@ -146,7 +146,7 @@ pub(super) fn say(
 /// Drops at most `most` of the messages beyond the retention.
 pub(super) fn drop_old(tables: &mut Tables<'_>, mut state: State, most: u64) -> State {
     for _ in 0..most.min(state.kept().saturating_sub(state.retention)) {
-        tables.remove(&MESSAGES, &state.oldest);
+        MESSAGES.drop_below(tables, state.oldest);
         state.oldest += 1;
     }
     state

@@ -24,7 +24,8 @@ pub(super) fn inbox(view: &View<'_>, name: &String, after: u64, limit: usize) ->
     let dropped = state.oldest.saturating_sub(begin);
     let begin = begin.max(state.oldest);
     let (mut messages, mut upto, mut bytes) = (Vec::new(), begin - 1, 0);
-    view.range(&MESSAGES, (Bound::Included(&begin), Bound::Unbounded), |number, stored| {
+    MESSAGES.each(view, begin - 1, |position, stored| {
+        let number = position + 1;
         if messages.len() == limit || bytes >= MAX_PAGE_BYTES || number - begin >= MAX_SCAN {
             return ControlFlow::Break(());
         }
@@ -56,7 +57,7 @@ pub(super) fn history(
             break;
         }
         looked = number;
-        let Some(message) = view.get(&MESSAGES, &number).map(|stored| Message::new(number, stored)) else {
+        let Some(message) = MESSAGES.get(view, number - 1).map(|stored| Message::new(number, stored)) else {
             continue;
         };
         let wanted = with.is_none_or(|with| message.from == with || message.to.as_deref() == Some(with));

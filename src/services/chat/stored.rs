@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::super::blocks::Blocks;
 use super::DEFAULT_RETENTION;
 use crate::{Readable, Table};
 
@@ -9,7 +10,8 @@ pub(super) const ACCOUNTS: Table<String, Account> = Table::new("accounts");
 pub(super) const DEVICES: Table<(String, String), Device> = Table::new("devices");
 /// Who is logged in through a session.
 pub(super) const LOGINS: Table<u64, (String, String)> = Table::new("logins");
-pub(super) const MESSAGES: Table<u64, Stored> = Table::new("messages");
+/// A message stands under its number less one.
+pub(super) const MESSAGES: Blocks<Stored> = Blocks::new("message_blocks");
 pub(super) const STATE: Table<(), State> = Table::new("state");
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,7 +49,7 @@ pub(super) fn order(
         client: client.clone(),
         time_ms: context.time(),
     };
-    tables.put_new(&ORDERS, &number, &entry);
+    ORDERS.append(tables, number, entry.clone());
     BY_STOCK.note(tables, &name, number);
     BY_CLIENT.note(tables, &client, number);
     put(tables, context, name, Stock { quantity: left, volume, ..before });

@@ -1,6 +1,6 @@
 //! What can be asked.
 
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 
 use super::apply::opening;
 use super::stored::{BY_CLIENT, BY_STOCK, COUNT, Entry, ORDERS, STOCKS, Stock};
@@ -42,7 +42,7 @@ pub(super) fn orders(view: &View<'_>, wanted: &Wanted) -> Result<Answer, Refusal
     if let Some(numbers) = &wanted.numbers {
         let mut found = Vec::new();
         for number in parse_numbers(numbers, limit)? {
-            let entry = view.get(&ORDERS, &number).filter(|entry| number >= wanted.since && meets(entry));
+            let entry = ORDERS.get(view, number).filter(|entry| number >= wanted.since && meets(entry));
             found.extend(entry.map(|entry| Order::new(number, entry)));
         }
         return Ok(Answer::Orders { orders: found, next: None });
@@ -72,11 +72,9 @@ pub(super) fn orders(view: &View<'_>, wanted: &Wanted) -> Result<Answer, Refusal
     };
     match by {
         Some((index, name)) => {
-            index.each(view, name, since, |number| look(number, view.get(&ORDERS, &number)));
+            index.each(view, name, since, |number| look(number, ORDERS.get(view, number)));
         }
-        None => view.range(&ORDERS, (Bound::Included(&since), Bound::Unbounded), |number, entry| {
-            look(number, Some(entry))
-        }),
+        None => ORDERS.each(view, since, |number, entry| look(number, Some(entry))),
     }
     Ok(Answer::Orders { orders: found, next })
 }
@@ -86,7 +84,7 @@ pub(super) fn first_at(view: &View<'_>, time: u64) -> u64 {
     let (mut low, mut high) = (0, view.get(&COUNT, &()).unwrap_or(0));
     while low < high {
         let middle = low + (high - low) / 2;
-        if view.get(&ORDERS, &middle).is_some_and(|entry| entry.time_ms < time) {
+        if ORDERS.get(view, middle).is_some_and(|entry| entry.time_ms < time) {
             low = middle + 1;
         } else {
             high = middle;

@@ -4,11 +4,12 @@ use std::ops::{Bound, ControlFlow};
 
 use serde::{Deserialize, Serialize};
 
+use super::super::blocks::Blocks;
 use super::Side;
 use crate::{Table, Tables, View};
 
 pub(super) const STOCKS: Table<String, Stock> = Table::new("stocks");
-pub(super) const ORDERS: Table<u64, Entry> = Table::new("orders");
+pub(super) const ORDERS: Blocks<Entry> = Blocks::new("order_blocks");
 pub(super) const BY_STOCK: Index =
     Index { tails: Table::new("stock_tails"), chunks: Table::new("stock_chunks") };
 pub(super) const BY_CLIENT: Index =
