@@ -81,7 +81,10 @@ fn draw(ring: &RingView) -> String {
         let names: Vec<String> = left.map(|worker| cell(&worker.name)).collect();
         text += &format!(" for {since}, waiting for {}", names.join(", "));
     }
-    text += &format!("; known to all since revision {}\n\n  {}\n\n", ring.sync_revision, strip(ring));
+    if ring.sync_revision > 0 {
+        text += &format!("; sync point: revision {}", ring.sync_revision);
+    }
+    text += &format!("\n\n  {}\n\n", strip(ring));
     let mut workers = table(&["", "worker", "owns", "lease", "done", "job", "progress"]);
     for (worker, letter) in ring.workers.iter().zip(LETTERS.chars()) {
         let share = |slots: u32| format!("{:.1} %", f64::from(slots) * 100.0 / f64::from(ring.slots));
@@ -139,7 +142,7 @@ mod tests {
         let lines: Vec<&str> = picture.lines().collect();
         assert_eq!(
             lines[0],
-            "queue mails: 2 workers, ring 2, phase 2 synchronise for 2.0 s, waiting for W1; known to all since revision 17"
+            "queue mails: 2 workers, ring 2, phase 2 synchronise for 2.0 s, waiting for W1; sync point: revision 17"
         );
         let quarter = |letter: &str| letter.repeat(16);
         assert_eq!(lines[2].trim(), [quarter("A"), quarter("B"), quarter("A"), quarter(".")].concat());
