@@ -32,8 +32,17 @@ pub enum Reply {
         /// The time before which it is not tried again.
         due_ms: u64,
     },
-    /// Of [`Command::Leave`].
+    /// Of [`super::Command::Leave`].
     Left,
+    /// Of [`super::Command::Purge`].
+    Purged {
+        /// So many jobs were forgotten.
+        jobs: u64,
+        /// There are more.
+        more: bool,
+        /// The queue is gone too.
+        gone: bool,
+    },
 }
 
 /// How a member stands.
@@ -43,6 +52,8 @@ pub struct Standing {
     pub member: u64,
     /// The end of its lease, in logged milliseconds since 1970.
     pub until_ms: u64,
+    /// So many milliseconds from now.
+    pub left_ms: u64,
     /// The token of the job that it holds; 0: none, or no longer.
     pub token: u64,
     /// The resize that is under way, or was the last.
@@ -138,8 +149,10 @@ pub struct MemberRow {
     pub slots: u32,
     /// and which: first and last of each run.
     pub owns: Vec<(u32, u32)>,
-    /// How many it will own when the resize is through.
+    /// How many it will own when the resize is through,
     pub next_slots: u32,
+    /// and which; told in phase 2 alone.
+    pub next_owns: Vec<(u32, u32)>,
 }
 
 /// The answer to a [`Query`].
@@ -215,7 +228,8 @@ pub struct ReadyEvent {
     pub slot: Option<u32>,
 }
 
-/// The event of any other change of a job, on the topic of its queue.
+/// The event of any other change of a job, on the topic of its queue; of one that is cancelled while a worker has it, on
+/// `cancelled:QUEUE` too.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobEvent {
     /// Which.

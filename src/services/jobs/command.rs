@@ -103,6 +103,11 @@ pub enum Command {
         /// Which.
         id: u64,
     },
+    /// Forgets jobs that are done or cancelled, [`PURGED`] at most; and the queue, when nothing of it is left.
+    Purge {
+        /// Of which queue.
+        queue: String,
+    },
 }
 
 fn default_queue() -> String {
@@ -147,6 +152,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 65_536;
 pub const MAX_RESULT_BYTES: usize = 65_536;
 /// The name of a queue or a worker takes at most so many bytes.
 pub const MAX_NAME_BYTES: usize = 64;
+/// One purge forgets at most so many jobs.
+pub const PURGED: u64 = if cfg!(test) { 100 } else { 256 };
 /// What is longer of an error is cut.
 pub const MAX_ERROR_BYTES: usize = 1_024;
 /// What is longer of a progress is cut.

@@ -9,8 +9,8 @@ use super::ring::{Slots, slot_of};
 use super::stored::{Job, Queue};
 use super::{
     JobEvent, KEPT, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES,
-    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, ReadyEvent, Reply, SLOTS, State, bad, check_queue, cut,
-    names, unknown_job,
+    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, PURGED, ReadyEvent, Reply, SLOTS, State, bad, check_queue,
+    cut, names, unknown_job, unknown_queue,
 };
 use crate::{Context, Readable, Refusal, Table, Tables};
 
@@ -28,12 +28,14 @@ const READY: Table<(String, (u64, u64)), ()> = Table::new("ready");
 const KEYED: Table<(String, (u64, (u64, u64))), ()> = Table::new("keyed");
 /// The slots of a queue and level that have a row in [`KEYED`].
 const LEVEL_SLOTS: Table<(String, u64), Slots> = Table::new("level_slots");
-/// Of a queue and key: the job that is not behind another one.
+/// Of a queue and key: the job that is not behind another one; [`NOBODY`] while it was cancelled under a worker's hands.
 const HEADS: Table<(String, String), u64> = Table::new("heads");
 /// Those behind it.
 const LINES: Table<(String, (String, u64)), ()> = Table::new("lines");
 /// Jobs that are done or cancelled, by their place.
 const ENDED: Table<(String, u64), u64> = Table::new("ended");
+/// No job has this number.
+pub(super) const NOBODY: u64 = 0;
 const STATE: Table<(), All> = Table::new("state");
 /// Jobs that are dropped with each one that ends: more than one, as one that was taken back leaves its place empty.
 const DROPS: u64 = 2;
@@ -192,7 +194,13 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
     /// Ends a job, for the time being at least, and lets the next one of its key go ahead.
     pub(super) fn end(&mut self, id: u64, job: &mut Job, state: State) {
         self.turn(id, job, state);
-        let Some(key) = job.key.clone() else { return };
+        if let Some(key) = job.key.clone() {
+            self.pass_on(key, id);
+        }
+    }
+
+    /// The head of a key's line makes room, if it is `id`.
+    pub(super) fn pass_on(&mut self, key: String, id: u64) {
         let head = (self.name.clone(), key.clone());
         if self.tables.get(&HEADS, &head) != Some(id) {
             return;
@@ -222,7 +230,13 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
     }
 
     fn drop_old(&mut self) {
-        for _ in 0..DROPS.min((self.queue.ended - self.queue.dropped).saturating_sub(KEPT)) {
+        self.drop_ended(DROPS.min((self.queue.ended - self.queue.dropped).saturating_sub(KEPT)));
+    }
+
+    /// Forgets what stands in the oldest places; gives how many jobs that were.
+    fn drop_ended(&mut self, places: u64) -> u64 {
+        let mut jobs = 0;
+        for _ in 0..places {
             let place = (self.name.clone(), self.queue.dropped);
             self.queue.dropped += 1;
             if let Some(id) = self.tables.get(&ENDED, &place) {
@@ -230,8 +244,10 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
                 self.tables.remove(&JOBS, &id);
                 self.tables.remove(&PAYLOADS, &id);
                 self.tables.remove(&RESULTS, &id);
+                jobs += 1;
             }
         }
+        jobs
     }
 }
 
@@ -311,7 +327,8 @@ pub(super) fn know_queue(tables: &mut Tables<'_>, name: &str) -> Result<(), Refu
     }
     let mut all = tables.get(&STATE, &()).unwrap_or_default();
     if all.queues >= MAX_QUEUES {
-        let text = format!("there are {MAX_QUEUES} queues, which is the most");
+        let text =
+            format!("there are {MAX_QUEUES} queues, which is the most; `purge` one that is no longer used");
         return Err(Refusal::new("too_many_queues", text));
     }
     all.queues += 1;
@@ -400,13 +417,65 @@ pub(super) fn cancel(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64
     match job.state {
         State::Done => return Err(Refusal::new("already_done", format!("job {id} is done"))),
         State::Cancelled => return Err(Refusal::new("already_cancelled", format!("job {id} was cancelled"))),
-        State::Running => let_go(tables, &job, false),
+        State::Running => return cancel_running(tables, context, id, job),
         State::Waiting | State::Delayed | State::Ready | State::Dead => {}
     }
     let mut desk = Desk::open(tables, context, &job.queue);
     desk.end(id, &mut job, State::Cancelled);
     desk.close();
     Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })
+}
+
+/// Its worker may be in the middle of it: the next job of the key waits until that one has let go.
+fn cancel_running(
+    tables: &mut Tables<'_>,
+    context: &mut Context<'_>,
+    id: u64,
+    mut job: Job,
+) -> Result<Reply, Refusal> {
+    let member = tables.get(&MEMBERS, &job.member).filter(|member| member.token == job.token);
+    let mut desk = Desk::open(tables, context, &job.queue);
+    let event = JobEvent { job: id, state: State::Cancelled, worker: Some(job.worker.clone()) };
+    desk.context.emit(format!("cancelled:{}", desk.name), &event);
+    match (member, job.key.clone()) {
+        (Some(mut member), Some(key)) => {
+            desk.turn(id, &mut job, State::Cancelled);
+            desk.tables.put(&HEADS, &(desk.name.clone(), key.clone()), &NOBODY);
+            member.letting_go = Some((key, member.token));
+            (member.job, member.token) = (0, 0);
+            desk.tables.put(&MEMBERS, &job.member, &member);
+        }
+        _ => {
+            let_go(desk.tables, &job, false);
+            desk.end(id, &mut job, State::Cancelled);
+        }
+    }
+    desk.close();
+    Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })
+}
+
+pub(super) fn purge(
+    tables: &mut Tables<'_>,
+    context: &mut Context<'_>,
+    name: &str,
+) -> Result<Reply, Refusal> {
+    check_queue(name)?;
+    if tables.get(&QUEUES, &name.to_owned()).is_none() {
+        return Err(unknown_queue(name));
+    }
+    let mut desk = Desk::open(tables, context, name);
+    let places = desk.queue.ended - desk.queue.dropped;
+    let jobs = desk.drop_ended(places.min(PURGED));
+    let more = places > PURGED;
+    let gone = !more && desk.queue.counts.open() == 0 && desk.queue.members == 0;
+    if gone {
+        desk.tables.remove(&QUEUES, &desk.name);
+        let all = desk.tables.get(&STATE, &()).unwrap_or_default();
+        desk.tables.put(&STATE, &(), &All { queues: all.queues.saturating_sub(1), ..all });
+    } else {
+        desk.close();
+    }
+    Ok(Reply::Purged { jobs, more, gone })
 }
 
 pub(super) fn retry(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64) -> Result<Reply, Refusal> {

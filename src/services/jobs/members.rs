@@ -2,7 +2,7 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use super::desk::{Desk, JOBS, PAYLOADS, know_queue};
+use super::desk::{Desk, JOBS, NOBODY, PAYLOADS, know_queue};
 use super::ring::{Slots, assign};
 use super::stored::{Job, Member, Ring};
 use super::{
@@ -35,7 +35,8 @@ pub(super) fn members(view: &impl Readable, queue: &str) -> Vec<u64> {
 pub(super) fn is_asked(ring: &Ring, member: &Member) -> bool {
     let takes_part = match ring.phase {
         Phase::Normal => false,
-        Phase::Announce => true,
+        // Who is new has nothing to announce.
+        Phase::Announce => member.epoch > 0,
         _ => member.epoch == ring.epoch,
     };
     takes_part && member.acknowledged < (ring.epoch, ring.phase)
@@ -68,6 +69,7 @@ impl Desk<'_, '_, '_> {
         Standing {
             member: id,
             until_ms: member.until_ms,
+            left_ms: member.until_ms.saturating_sub(self.context.time()),
             token: member.token,
             epoch: ring.epoch,
             phase: ring.phase,
@@ -88,7 +90,7 @@ impl Desk<'_, '_, '_> {
             match ring.phase {
                 Phase::Normal if ring.changed => {
                     self.queue.ring.epoch += 1;
-                    self.queue.ring.pending = self.queue.members;
+                    self.queue.ring.pending = self.on_the_ring();
                 }
                 Phase::Announce if ring.pending == 0 => self.set_ring(),
                 Phase::Synchronise if ring.pending == 0 => self.take_ring(),
@@ -99,6 +101,13 @@ impl Desk<'_, '_, '_> {
             self.queue.ring.since_ms = self.context.time();
             self.tell(None, "phase");
         }
+    }
+
+    /// How many members own a part of the ring, or did.
+    fn on_the_ring(&self) -> u32 {
+        let rows =
+            members(self.tables, &self.name).into_iter().filter_map(|id| self.tables.get(&MEMBERS, &id));
+        rows.filter(|member| member.epoch > 0).count() as u32
     }
 
     /// All are heard: these members share the ring out, from this revision on.
@@ -144,6 +153,13 @@ impl Desk<'_, '_, '_> {
         }
     }
 
+    /// A member says something, and it is not that it works on `token`: what was cancelled under its hands it has let go.
+    fn lets_go(&mut self, member: &mut Member, token: u64) {
+        if let Some((key, _)) = member.letting_go.take_if(|(_, cancelled)| *cancelled != token) {
+            self.pass_on(key, NOBODY);
+        }
+    }
+
     /// Ends a membership. What it held is tried again at once; the attempt counts if the member was lost.
     fn part(&mut self, id: u64, member: &Member, lost: bool) {
         if !lost {
@@ -152,7 +168,11 @@ impl Desk<'_, '_, '_> {
             let error = format!("{} was silent for its lease of {} ms", member.name, member.lease_ms);
             self.come_to_nothing(member.job, &mut job, error, 0);
         }
+        if let Some((key, _)) = member.letting_go.clone() {
+            self.pass_on(key, NOBODY);
+        }
         let asked = is_asked(&self.queue.ring, member);
+        self.tables.remove(&EXPIRIES, &(member.look_ms, id));
         self.tables.remove(&MEMBERS, &id);
         self.tables.remove(&NAMES, &(self.name.clone(), member.name.clone()));
         self.queue.members = self.queue.members.saturating_sub(1);
@@ -177,7 +197,15 @@ pub(super) fn join(
         return Err(bad("bad_lease", text));
     }
     let name = (queue.to_owned(), worker);
-    if let Some(other) = tables.get(&NAMES, &name).and_then(|id| tables.get(&MEMBERS, &id)) {
+    let there = tables.get(&NAMES, &name).and_then(|id| Some((id, tables.get(&MEMBERS, &id)?)));
+    if let Some((id, mut other)) = there {
+        // Its reply was lost.
+        if other.session != 0 && other.session == context.session() {
+            let desk = Desk::open(tables, context, queue);
+            desk.extend(&mut other);
+            desk.tables.put(&MEMBERS, &id, &other);
+            return Ok(Reply::Standing(desk.standing(id, &other)));
+        }
         let left = other.until_ms.saturating_sub(context.time());
         let text = format!(
             "{} is a member of {queue} already; give this worker another name, or wait until the lease of that one has ended, in \
@@ -198,8 +226,11 @@ pub(super) fn join(
         name: name.1.clone(),
         lease_ms,
         until_ms,
+        look_ms: until_ms,
+        session: desk.context.session(),
         job: 0,
         token: 0,
+        letting_go: None,
         done: 0,
         epoch: 0,
         acknowledged: (0, Phase::Normal),
@@ -212,10 +243,10 @@ pub(super) fn join(
     desk.tables.put(&EXPIRIES, &(until_ms, id), &());
     desk.queue.members += 1;
     desk.queue.ring.changed = true;
-    // A resize that waits for all to announce themselves waits for this one too.
-    desk.queue.ring.pending += u32::from(is_asked(&desk.queue.ring, &member));
     desk.tell(Some(&name.1), "joined");
     desk.advance();
+    // It may be on a new ring.
+    let member = desk.tables.get(&MEMBERS, &id).unwrap_or(member);
     let standing = desk.standing(id, &member);
     desk.close();
     Ok(Reply::Standing(standing))
@@ -231,12 +262,14 @@ pub(super) fn leave(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64)
 
 /// Evicts the member if its lease has ended; otherwise it is looked at again when it has. Nothing if it has left.
 pub(super) fn look_at_lease(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64) {
-    let Some(member) = tables.get(&MEMBERS, &id) else { return };
+    let Some(mut member) = tables.get(&MEMBERS, &id) else { return };
     let mut desk = Desk::open(tables, context, &member.queue);
     if member.until_ms <= desk.context.time() {
         desk.part(id, &member, true);
     } else {
-        desk.tables.put(&EXPIRIES, &(member.until_ms, id), &());
+        member.look_ms = member.until_ms;
+        desk.tables.put(&EXPIRIES, &(member.look_ms, id), &());
+        desk.tables.put(&MEMBERS, &id, &member);
     }
     desk.close();
 }
@@ -245,6 +278,8 @@ pub(super) fn claim(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64)
     let mut member = member(tables, id)?;
     let mut desk = Desk::open(tables, context, &member.queue);
     desk.extend(&mut member);
+    let freed = member.letting_go.is_some();
+    desk.lets_go(&mut member, 0);
     let job = match member.job {
         0 => {
             let picked = desk.pick(&usable(&desk.queue.ring, &member), member.cursor);
@@ -273,7 +308,7 @@ pub(super) fn claim(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64)
     });
     let standing = desk.standing(id, &member);
     // A member that finds nothing changes nothing of its queue.
-    if job.is_some() {
+    if freed || job.is_some() {
         desk.close();
     }
     Ok(Reply::Claimed { job, standing })
@@ -287,15 +322,18 @@ pub(super) fn heartbeat(
     progress: String,
 ) -> Result<Reply, Refusal> {
     let mut member = member(tables, id)?;
-    let desk = Desk::open(tables, context, &member.queue);
+    let mut desk = Desk::open(tables, context, &member.queue);
     desk.extend(&mut member);
+    desk.lets_go(&mut member, token);
     desk.tables.put(&MEMBERS, &id, &member);
     let holds = member.token != 0 && member.token == token;
     if let Some(mut job) = desk.tables.get(&JOBS, &member.job).filter(|_| holds && !progress.is_empty()) {
         job.progress = cut(progress, MAX_PROGRESS_BYTES);
         desk.tables.put(&JOBS, &member.job, &job);
     }
-    Ok(Reply::Standing(desk.standing(id, &member)))
+    let standing = desk.standing(id, &member);
+    desk.close();
+    Ok(Reply::Standing(standing))
 }
 
 pub(super) fn acknowledge(
@@ -320,6 +358,7 @@ pub(super) fn acknowledge(
         return Err(Refusal::new("bad_phase", text));
     }
     desk.extend(&mut member);
+    desk.lets_go(&mut member, token);
     // What was acknowledged before, or is over, needs nothing more.
     let counts = is_asked(&ring, &member) && (epoch, phase) == (ring.epoch, ring.phase);
     if counts {

@@ -11,7 +11,8 @@
 //! - Workers are members of a queue. Each owns a part of a consistent-hash [`ring`]; a keyed job goes to its key's
 //!   owner. When workers come or go, the ring is resized in three phases (see [`Phase`]), each of which ends when
 //!   all have acknowledged it. Who does not within its lease is evicted, so none lasts for ever. Keys that stay are served all the while.
-//! - Events: a job that can be claimed on the topic `ready:QUEUE`, its other changes on `QUEUE`, the ring's on `ring:QUEUE`.
+//! - Events: a job that can be claimed on the topic `ready:QUEUE`, its other changes on `QUEUE` (and `cancelled:QUEUE`, if a worker
+//!   had it), the ring's on `ring:QUEUE`.
 
 mod answer;
 mod command;
@@ -35,7 +36,7 @@ use super::names::{self, Listing};
 use crate::{Context, QueryContext, Refusal, Service, Table, Tables, View};
 
 /// One tick makes at most so many jobs ready, and looks at so many leases. The rest comes with the next one.
-const PER_TICK: usize = 128;
+const PER_TICK: usize = 512;
 
 /// The service `jobs`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -93,6 +94,7 @@ impl Service for Jobs {
             }
             Command::Cancel { id } => desk::cancel(tables, context, id),
             Command::Retry { id } => desk::retry(tables, context, id),
+            Command::Purge { queue } => desk::purge(tables, context, &queue),
         }
     }
 
@@ -162,6 +164,11 @@ fn check_queue(name: &str) -> Result<(), Refusal> {
 
 fn bad(code: &str, text: String) -> Refusal {
     Refusal::new(code, text).with_status(400)
+}
+
+fn unknown_queue(name: &str) -> Refusal {
+    let text = format!("there is no queue {name}; a job or a worker makes one");
+    Refusal::new("unknown_queue", text).with_status(404)
 }
 
 fn unknown_job(id: u64) -> Refusal {

@@ -7,7 +7,8 @@ use super::members::{MEMBERS, is_asked, members};
 use super::ring::slot_of;
 use super::stored::{Job, Member, Queue};
 use super::{
-    Answer, JobRow, Listing, MemberRow, QueueRow, SLOTS, State, bad, check_queue, names, unknown_job,
+    Answer, JobRow, Listing, MemberRow, Phase, QueueRow, SLOTS, State, bad, check_queue, names, unknown_job,
+    unknown_queue,
 };
 use crate::{QueryContext, Readable, Refusal, View};
 
@@ -102,10 +103,7 @@ pub(super) fn queues(view: &View<'_>, listing: &Listing) -> Result<Answer, Refus
 
 fn queue(view: &impl Readable, name: &String) -> Result<Queue, Refusal> {
     check_queue(name)?;
-    view.get(&QUEUES, name).ok_or_else(|| {
-        let text = format!("there is no queue {name}; a job or a worker makes one");
-        Refusal::new("unknown_queue", text).with_status(404)
-    })
+    view.get(&QUEUES, name).ok_or_else(|| unknown_queue(name))
 }
 
 pub(super) fn ring(view: &View<'_>, context: &QueryContext, name: String) -> Result<Answer, Refusal> {
@@ -122,6 +120,7 @@ pub(super) fn ring(view: &View<'_>, context: &QueryContext, name: String) -> Res
             slots: member.slots.len(),
             owns: member.slots.runs(),
             next_slots: if member.epoch == ring.epoch { member.next.len() } else { 0 },
+            next_owns: if ring.phase == Phase::Synchronise { member.next.runs() } else { Vec::new() },
             name: member.name,
         }
     };

@@ -174,11 +174,17 @@ pub(super) struct Member {
     pub(super) name: String,
     pub(super) lease_ms: u64,
     pub(super) until_ms: u64,
+    /// When its lease is looked at next.
+    pub(super) look_ms: u64,
+    /// The session that it has joined through; 0 for none.
+    pub(super) session: u64,
     /// The job that it holds, and the token; 0 for none.
     pub(super) job: u64,
     pub(super) token: u64,
+    /// The key and token of a job that was cancelled under its hands: the key's next job waits until it has let go.
+    pub(super) letting_go: Option<(String, u64)>,
     pub(super) done: u64,
-    /// The last resize whose ring has it.
+    /// The last resize whose ring has it; 0: none yet.
     pub(super) epoch: u64,
     /// The last resize and phase that it has acknowledged.
     pub(super) acknowledged: (u64, Phase),

@@ -79,6 +79,8 @@ struct Member {
 
 struct Model {
     replicas: Replicas,
+    /// Whose job was cancelled under their hands, and its key, which waits until they have said something else.
+    letting_go: BTreeMap<&'static str, &'static str>,
     time: u64,
     jobs: BTreeMap<u64, Job>,
     members: BTreeMap<&'static str, Member>,
@@ -86,7 +88,13 @@ struct Model {
 
 impl Model {
     fn new() -> Self {
-        Self { replicas: Replicas::new(), time: 0, jobs: BTreeMap::new(), members: BTreeMap::new() }
+        Self {
+            replicas: Replicas::new(),
+            time: 0,
+            jobs: BTreeMap::new(),
+            members: BTreeMap::new(),
+            letting_go: BTreeMap::new(),
+        }
     }
 
     fn send(&mut self, command: &Command) -> Result<Reply, String> {
@@ -110,6 +118,7 @@ impl Model {
         let busy = |other: &Job| matches!(other.state, State::Delayed | State::Ready | State::Running);
         let behind =
             key.is_some() && self.jobs.iter().any(|(other, job)| *other != id && job.key == key && busy(job));
+        let behind = behind || key.is_some_and(|key| self.letting_go.values().any(|kept| *kept == key));
         let job = self.jobs.get_mut(&id).unwrap();
         job.worker = None;
         job.state = match (behind, job.due > now) {
@@ -124,9 +133,21 @@ impl Model {
         let was_head = job.state != State::Waiting;
         (job.state, job.worker) = (state, None);
         let key = job.key;
-        let next = self.jobs.iter().find(|(_, job)| job.key == key && job.state == State::Waiting);
-        if let Some((&next, _)) = next.filter(|_| was_head && key.is_some()) {
+        if was_head && let Some(key) = key {
+            self.pass_on(key);
+        }
+    }
+
+    fn pass_on(&mut self, key: &'static str) {
+        let next = self.jobs.iter().find(|(_, job)| job.key == Some(key) && job.state == State::Waiting);
+        if let Some((&next, _)) = next {
             self.arm(next);
+        }
+    }
+
+    fn lets_go(&mut self, worker: &str) {
+        if let Some(key) = self.letting_go.remove(worker) {
+            self.pass_on(key);
         }
     }
 
@@ -187,6 +208,7 @@ impl Model {
                 if let Some(member) = self.members.remove(WORKERS[at]) {
                     assert_eq!(self.send(&Command::Leave { member: member.id }), Ok(Reply::Left));
                     self.give_back(WORKERS[at]);
+                    self.lets_go(WORKERS[at]);
                     assert_eq!(
                         self.send(&Command::Leave { member: member.id }),
                         Err("unknown_member".to_owned())
@@ -199,6 +221,7 @@ impl Model {
                     let heartbeat =
                         Command::Heartbeat { member: member.id, token: 0, progress: String::new() };
                     let Ok(Reply::Standing(standing)) = self.send(&heartbeat) else { panic!("no standing") };
+                    self.lets_go(WORKERS[at]);
                     self.stands(WORKERS[at], &standing);
                 }
             }
@@ -259,6 +282,7 @@ impl Model {
     fn claim(&mut self, worker: &'static str) -> Option<Claim> {
         let member = *self.members.get(worker)?;
         let held = self.held(worker);
+        self.lets_go(worker);
         let allowed = self.may_have(worker);
         let Ok(Reply::Claimed { job, standing }) = self.send(&Command::Claim { member: member.id }) else {
             panic!("no claim")
@@ -296,7 +320,10 @@ impl Model {
         let token = self.held(worker).map_or(0, |id| self.jobs[&id].token);
         let epoch = ring["epoch"].as_u64().unwrap();
         match self.send(&Command::Acknowledge { member: member.id, epoch, phase, token }) {
-            Ok(Reply::Standing(standing)) => self.stands(worker, &standing),
+            Ok(Reply::Standing(standing)) => {
+                self.lets_go(worker);
+                self.stands(worker, &standing);
+            }
             refused => {
                 assert_eq!(refused, Err("bad_phase".to_owned()));
                 assert_eq!(phase, Phase::Normal);
@@ -337,6 +364,13 @@ impl Model {
                 // A dead letter is nobody's head.
                 match state {
                     State::Dead => self.jobs.get_mut(&id).unwrap().state = State::Cancelled,
+                    State::Running => {
+                        let job = self.jobs.get_mut(&id).unwrap();
+                        job.state = State::Cancelled;
+                        if let (Some(worker), Some(key)) = (job.worker.take(), job.key) {
+                            self.letting_go.insert(worker, key);
+                        }
+                    }
                     _ => self.end(id, State::Cancelled),
                 }
             }
@@ -375,6 +409,7 @@ impl Model {
             if let Some(id) = self.held(worker) {
                 self.fail(id, 0);
             }
+            self.lets_go(worker);
         }
     }
 
@@ -393,8 +428,26 @@ impl Model {
         let asked = workers.iter().filter(|worker| worker["asked"] == true).count();
         assert_eq!(ring["pending"], asked, "{ring}");
         assert_eq!(ring["phase"] == 0, asked == 0, "a phase that waits for nobody is over: {ring}");
+        let counts = &self.ask("queues", "")["queues"][0]["jobs"];
+        for state in [
+            State::Waiting,
+            State::Delayed,
+            State::Ready,
+            State::Running,
+            State::Done,
+            State::Dead,
+            State::Cancelled,
+        ] {
+            let count = self.jobs.values().filter(|job| job.state == state).count();
+            assert_eq!(counts[serde_json::json!(state).as_str().unwrap()], count, "{state:?}: {counts}");
+        }
+        let mut slots = BTreeSet::new();
+        for run in workers.iter().flat_map(|worker| worker["owns"].as_array().unwrap()) {
+            let (first, last) = (run[0].as_u64().unwrap(), run[1].as_u64().unwrap());
+            assert!((first..=last).all(|slot| slots.insert(slot)), "a slot has two owners: {ring}");
+        }
         let owned: u64 = workers.iter().map(|worker| worker["slots"].as_u64().unwrap()).sum();
-        assert!(owned <= u64::from(SLOTS), "a slot has two owners: {ring}");
+        assert_eq!(slots.len() as u64, owned);
         if ring["phase"] == 0 && !workers.is_empty() {
             assert_eq!(owned, u64::from(SLOTS), "a slot has no owner: {ring}");
         }

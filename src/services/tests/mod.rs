@@ -34,6 +34,7 @@ scripts!(
     exchange_times,
     jobs,
     jobs_attempts,
+    jobs_cancel,
     jobs_keys,
     jobs_leases,
     jobs_limits,
