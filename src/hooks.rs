@@ -24,7 +24,8 @@ pub struct Call {
 }
 
 /// Is asked and told by one server, of the commands that came to it. Every method may be left out; none may take long: the
-/// server does nothing else meanwhile. What they refuse is not logged, so that other servers, with other hooks, may take it.
+/// server does nothing else meanwhile. What they refuse is neither logged nor remembered: another server, with other hooks, may take it, and
+/// a retry here is asked about again. So a client whose earlier attempt may have been applied reports an unknown outcome.
 pub trait Hooks: Debug + Send + Sync {
     /// Before a command is proposed, each time that it is sent here.
     ///

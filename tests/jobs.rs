@@ -2,6 +2,8 @@
 //! whoever dies in the middle.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -222,25 +224,126 @@ async fn a_dead_workers_job_goes_to_another_one() {
     assert_eq!(result.stdout, "x\n");
     let job = job().await;
     assert_eq!((job.worker.as_deref(), job.attempts), (Some("W2"), 2), "{job:?}");
-    // The lease, a second, and what a busy machine takes; `scripts/soak/jobs.sh` measures it.
+    // The lease and a second is what is promised, and measured by `scripts/soak/jobs.sh`; this machine may be busy with tests.
     let took = job.claimed_ms.unwrap().saturating_sub(killed);
-    assert!(took < 10_000, "it took {took} ms");
+    assert!(took < 2_000 + 1_000 + 3_000, "it took {took} ms");
+    cluster.equal_hashes().await;
 }
 
-/// Joins, acknowledges what comes before `phase`, and is never heard of again.
-async fn dies_in(cluster: &Cluster, client: &Client, phase: Phase) {
-    let join = json!({"queue": "q", "worker": "ghost", "lease_ms": 3_000});
-    let joined: Value = client.command("jobs", "join", &join).await.expect("it joins").data;
-    let member = joined["member"].as_u64().expect("a number");
-    loop {
-        let ring = ring(cluster, client, "q", "the ghost is asked", |ring| {
-            ring.workers.iter().any(|worker| worker.member == member && worker.asked)
+/// Writes a dot into a file again and again, for as long as it lives.
+fn dots(file: &Path) -> [String; 3] {
+    let script = format!("while kill -0 $PPID; do printf . >>{}; sleep 0.05; done", file.display());
+    ["sh".to_owned(), "-c".to_owned(), script]
+}
+
+/// Waits until the dots of a command come no more.
+async fn until_no_dots(cluster: &Cluster, file: &Path) {
+    let mut last = 0;
+    cluster
+        .until("the command has ended", async || {
+            let size = fs::metadata(file).map_err(|error| error.to_string())?.len();
+            // Long enough for several of them.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let now = fs::metadata(file).map_err(|error| error.to_string())?.len();
+            last = now;
+            if now == size { Ok(()) } else { Err(format!("{last} dots")) }
         })
         .await;
-        if ring.phase == phase {
-            return;
+}
+
+#[tokio::test]
+async fn a_command_ends_with_its_job() {
+    let cluster = Cluster::start(1).await;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let client = client(&cluster);
+    let state = async |id: u64| client.jobs().result(id).await.map(|job| (job.job.state, job.job.attempts));
+    let running = async |cluster: &Cluster, id: u64, file: &Path| {
+        cluster
+            .until("its command runs", async || match (state(id).await, file.exists()) {
+                (Ok((State::Running, _)), true) => Ok(()),
+                other => Err(format!("{other:?}")),
+            })
+            .await;
+    };
+    let submit = async || {
+        client.jobs().submit(&NewJob { queue: "q".to_owned(), ..NewJob::default() }).await.unwrap().id
+    };
+    let start = |cluster: &Cluster, file: &Path| {
+        let command = dots(file);
+        Worker::start(cluster, "q", "W1", "2s", &command.each_ref().map(String::as_str))
+    };
+
+    // Cancelled while it runs; and the worker goes on.
+    let file = dir.path().join("one");
+    let worker = start(&cluster, &file);
+    let id = submit().await;
+    running(&cluster, id, &file).await;
+    jobs(&cluster, &["cancel", &id.to_string()]).await.expect(0);
+    until_no_dots(&cluster, &file).await;
+    assert_eq!(state(id).await.unwrap().0, State::Cancelled);
+
+    // The second signal gives the job back, and the attempt does not count.
+    fs::remove_file(&file).expect("the file");
+    let id = submit().await;
+    running(&cluster, id, &file).await;
+    worker.signal(Signal::TERM);
+    worker.signal(Signal::TERM);
+    cluster
+        .until("the job is back", async || match state(id).await {
+            Ok((State::Ready, 0)) => Ok(()),
+            Ok((State::Running, _)) => {
+                // Two signals at once may be one.
+                worker.signal(Signal::TERM);
+                Err("it runs".to_owned())
+            }
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    until_no_dots(&cluster, &file).await;
+
+    // The cluster is away for longer than the lease.
+    let file = dir.path().join("two");
+    drop(worker);
+    let _worker = start(&cluster, &file);
+    running(&cluster, id, &file).await;
+    cluster.kill9("S1");
+    until_no_dots(&cluster, &file).await;
+    cluster.restart("S1").await;
+    // Begun anew: by the same worker, if the cluster has not missed it, and then it is the same attempt.
+    let before = fs::metadata(&file).expect("the file").len();
+    cluster
+        .until("it runs again", async || {
+            let now = fs::metadata(&file).map_err(|error| error.to_string())?.len();
+            if now > before { Ok(()) } else { Err(format!("{now} dots")) }
+        })
+        .await;
+    assert_eq!(state(id).await.unwrap().0, State::Running);
+}
+
+/// Joins by hand, acknowledges what comes before `phase`, and is never heard of again.
+async fn dies_in(cluster: &Cluster, client: &Client, phase: Phase) {
+    let join = async |worker: &str| -> u64 {
+        let join = json!({"queue": "q", "worker": worker, "lease_ms": 3_000});
+        let joined: Value = client.command("jobs", "join", &join).await.expect("it joins").data;
+        joined["member"].as_u64().expect("a number")
+    };
+    let member = join("ghost").await;
+    loop {
+        let now = ring(cluster, client, "q", "the ghost is asked, or on the ring", |ring| {
+            let own = ring.workers.iter().find(|worker| worker.member == member);
+            own.is_some_and(|worker| worker.asked || worker.slots > 0 && ring.phase == Phase::Normal)
+        })
+        .await;
+        match now.phase {
+            // Who is on the ring is asked to announce itself when the next one comes.
+            Phase::Normal => {
+                join("visitor").await;
+                return;
+            }
+            now if now == phase => return,
+            _ => {}
         }
-        let acknowledge = json!({"member": member, "epoch": ring.epoch, "phase": ring.phase});
+        let acknowledge = json!({"member": member, "epoch": now.epoch, "phase": now.phase});
         client.command::<Value>("jobs", "acknowledge", &acknowledge).await.expect("it acknowledges");
     }
 }
@@ -260,7 +363,8 @@ async fn a_resize_goes_on_whoever_dies_in_whichever_phase() {
         dies_in(&cluster, &client, phase).await;
         // The others have done their part, and the primary dies too.
         let waiting = ring(&cluster, &client, "q", "only the ghost is waited for", |ring| {
-            ring.phase == phase && ring.pending == 1
+            let asked = ring.workers.iter().filter(|worker| worker.asked);
+            ring.phase == phase && asked.map(|worker| worker.name.as_str()).eq(["ghost"])
         })
         .await;
         let primary = cluster.primary().await;
@@ -271,7 +375,7 @@ async fn a_resize_goes_on_whoever_dies_in_whichever_phase() {
         }
         cluster.restart(&primary).await;
         let after = ring(&cluster, &client, "q", "the ring is whole again, without the ghost", settled).await;
-        assert!(after.epoch > waiting.epoch || phase == Phase::Announce, "{after:?}");
+        assert!(after.epoch > waiting.epoch, "{after:?}");
         let owns =
             |ring: &RingView| ring.workers.iter().map(|worker| worker.owns.clone()).collect::<Vec<_>>();
         assert_eq!(owns(&after), owns(&before), "nothing has moved in the end");

@@ -33,7 +33,7 @@ impl Client {
     }
 
     /// Does something every `period`, beginning at once; one time after the other, so that a slow one makes the next one late and
-    /// not two at a time. It needs a Tokio runtime.
+    /// not two at a time; a period is a millisecond at least. It needs a Tokio runtime.
     pub fn every<F, T>(&self, period: Duration, mut task: F) -> Background
     where
         F: FnMut(Self) -> T + Send + 'static,
@@ -41,7 +41,7 @@ impl Client {
     {
         let client = self.clone();
         self.in_background(async move {
-            let mut interval = interval(period);
+            let mut interval = interval(period.max(Duration::from_millis(1)));
             interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 interval.tick().await;

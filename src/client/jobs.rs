@@ -85,6 +85,17 @@ pub struct JobState {
     pub due_ms: u64,
 }
 
+/// What a purge came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Purged {
+    /// So many jobs were forgotten.
+    pub jobs: u64,
+    /// There are more.
+    pub more: bool,
+    /// The queue is gone too.
+    pub gone: bool,
+}
+
 /// A job, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobResult {
@@ -268,6 +279,14 @@ impl Jobs {
     /// Refused: `unknown_job`, `already_done`, `already_cancelled`.
     pub async fn cancel(&self, id: u64) -> Result<Reply<JobState>> {
         self.client.command("jobs", "cancel", &json!({ "id": id })).await
+    }
+
+    /// Forgets some of a queue's jobs that are done or cancelled; and the queue, when nothing of it is left.
+    ///
+    /// # Errors
+    /// Refused with `unknown_queue`.
+    pub async fn purge(&self, queue: &str) -> Result<Reply<Purged>> {
+        self.client.command("jobs", "purge", &json!({ "queue": queue })).await
     }
 
     /// Puts a dead letter, or a job that was cancelled, back into its queue.

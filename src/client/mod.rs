@@ -65,7 +65,7 @@ pub use error::{AttemptEnd, Error, ErrorKind, Failure, Refused, TRIED_KEPT, Trie
 pub use exchange::{Exchange, Ordered, Orders, OrdersQuery, Stock};
 pub use group::Group;
 pub use hooks::{Call, Hooks};
-pub use jobs::{JobList, JobResult, JobState, Jobs, NewJob, RingView, Submitted};
+pub use jobs::{JobList, JobResult, JobState, Jobs, NewJob, Purged, RingView, Submitted};
 pub use services::{
     Counter, CounterReply, CounterRow, CounterRows, CounterValue, ListQuery, Register, RegisterReply,
     RegisterRow, RegisterRows, RegisterText,

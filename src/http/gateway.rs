@@ -103,7 +103,7 @@ pub(super) async fn run(app: &App, service: &Arc<dyn ErasedService>, name: &str,
     serves(app).await?;
     primary(app).await?;
     let (hooked, registry) = (&app.said.hooked, app.node.state().registry());
-    let call = hooked.before(registry, &command)?;
+    let call = hooked.before(registry, &command).map_err(Problem::of_hook)?;
     let outcome = app.node.propose(command, deadline()).await?;
     hooked.after(registry, call.as_ref(), &outcome.result);
     if let Some(problem) = Problem::of_result(&outcome.result) {
@@ -149,8 +149,9 @@ pub(super) async fn batch(State(app): Shared, request: Request) -> Answer {
     serves(&app).await?;
     primary(&app).await?;
     let (hooked, registry) = (&app.said.hooked, app.node.state().registry());
-    let calls =
-        hooked.before_all(registry, &commands).map_err(|(n, refusal)| Problem::from(refusal).in_item(n))?;
+    let calls = hooked
+        .before_all(registry, &commands)
+        .map_err(|(n, refusal)| Problem::of_hook(refusal).in_item(n))?;
     let outcomes = app.node.propose_all(commands, deadline()).await?;
     for (call, outcome) in calls.iter().zip(&outcomes) {
         hooked.after(registry, call.as_ref(), &outcome.result);

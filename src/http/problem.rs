@@ -39,6 +39,9 @@ struct Parts {
     primary: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    /// The word of a server's hook for its refusal. Unlike a service's it is not remembered: it speaks of this attempt alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook: Option<String>,
     /// The service's own word for a refusal.
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
@@ -59,6 +62,7 @@ impl Problem {
             outcome: Attempt::NotApplied,
             primary: None,
             retry_after_ms: None,
+            hook: None,
             refusal: None,
             current: None,
             oldest: None,
@@ -159,6 +163,16 @@ impl From<Refusal> for Problem {
         }
         problem.0.refusal = Some(refusal.code);
         problem.0.current = refusal.current.and_then(|current| serde_json::from_str(&current).ok());
+        problem
+    }
+}
+
+impl Problem {
+    /// What a hook has refused.
+    pub(crate) fn of_hook(refusal: Refusal) -> Self {
+        let mut problem = Self::from(refusal);
+        problem.0.hook = problem.0.refusal.take();
+        problem.0.outcome = Attempt::NotApplied;
         problem
     }
 }

@@ -2,13 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write as _;
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
@@ -19,6 +21,8 @@ use crate::services::jobs::MAX_RESULT_BYTES;
 
 /// How often it is looked whether the command says how far it is.
 const LOOK: Duration = Duration::from_millis(500);
+/// So much of the end of its progress file is read.
+const PROGRESS_TAIL: u64 = 4_096;
 /// So much of the end of its stderr goes into the record of a failed attempt.
 const ERROR_TAIL: usize = 500;
 
@@ -34,14 +38,35 @@ pub(super) struct Program {
 /// A process, and all that it has begun. They end with this.
 struct Group(Child);
 
-impl Drop for Group {
-    fn drop(&mut self) {
+impl Group {
+    fn kill(&self) {
+        // As long as it is not waited for, the number is its own.
         let pid = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        // Not waited for, so that the number is still its own.
         if let Some(pid) = pid {
-            // It may have ended, and its children with it.
+            // Nobody of it may be left.
             let _ = kill_process_group(pid, Signal::KILL);
         }
+    }
+
+    /// Waits until the process has ended, and ends what it has left behind, which would hold its pipes open.
+    async fn ended(&mut self) -> io::Result<ExitStatus> {
+        let id = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        let pid = id.ok_or(io::ErrorKind::NotFound)?;
+        let watched = pidfd_open(pid, PidfdFlags::empty())?;
+        // A thread, which ends with the process. It is not waited for yet, so that its number stays its own.
+        let ended = tokio::task::spawn_blocking(move || {
+            let mut watched = [PollFd::new(&watched, PollFlags::IN)];
+            while poll(&mut watched, None) == Err(Errno::INTR) {}
+        });
+        ended.await.map_err(io::Error::other)?;
+        self.kill();
+        self.0.wait().await
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 
@@ -85,17 +110,26 @@ impl Program {
     }
 }
 
-/// Passes on what the command writes into its progress file, for ever.
-async fn follow(file: &PathBuf, task: &Task) {
+/// Passes on the last line of what the command writes into its progress file, for ever.
+async fn follow(file: &Path, task: &Task) {
     let mut looks = interval(LOOK);
     loop {
         looks.tick().await;
-        if let Ok(text) = fs::read_to_string(file)
+        if let Ok(text) = end_of(file)
             && let Some(line) = text.lines().last()
         {
             task.progress(line);
         }
     }
+}
+
+fn end_of(file: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(file)?;
+    let begin = file.metadata()?.len().saturating_sub(PROGRESS_TAIL);
+    file.seek(SeekFrom::Start(begin))?;
+    let mut bytes = Vec::new();
+    file.take(PROGRESS_TAIL).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
@@ -109,8 +143,9 @@ async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
         // A command that does not read all of it has its reasons; its exit code counts.
         let _ = stdin.write_all(payload.as_bytes()).await;
     };
-    let ((), result, error) = tokio::join!(feed, read_result(stdout), read_error(stderr));
-    let status = child.wait().await.map_err(|error| format!("its end cannot be waited for: {error}"))?;
+    let talk = async { tokio::join!(feed, read_result(stdout), read_error(stderr)) };
+    let (status, ((), result, error)) = tokio::join!(group.ended(), talk);
+    let status = status.map_err(|error| format!("its end cannot be waited for: {error}"))?;
     if !status.success() {
         let error = error.trim();
         return Err(if error.is_empty() { status.to_string() } else { format!("{status}: {error}") });
@@ -125,7 +160,7 @@ async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
 }
 
 /// One byte more than is taken, and the rest unread into nothing, so that the command does not wait for ever.
-async fn read_result(stdout: impl AsyncRead + Unpin) -> std::io::Result<Vec<u8>> {
+async fn read_result(stdout: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
     let mut result = Vec::new();
     let mut stdout = stdout.take(MAX_RESULT_BYTES as u64 + 1);
     stdout.read_to_end(&mut result).await?;
@@ -138,7 +173,7 @@ async fn read_error(mut stderr: impl AsyncRead + Unpin) -> String {
     let (mut tail, mut buffer) = (Vec::new(), [0; 4096]);
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
         // There is nobody left to tell when stderr is closed.
-        let _ = std::io::stderr().write_all(&buffer[..count]);
+        let _ = io::stderr().write_all(&buffer[..count]);
         tail.extend_from_slice(&buffer[..count]);
         let excess = tail.len().saturating_sub(ERROR_TAIL);
         tail.drain(..excess);

@@ -2,23 +2,22 @@
 
 mod command;
 mod ring;
+mod show;
 mod work;
 
 use std::io::{IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::json;
 
+use self::show::{describe, job_table, queue_table, word};
 use super::connect::{ConnectFlags, background_runtime, runtime};
 use super::output::{CliError, Exit, Output, Printed};
-use super::shown::{cell, whole};
-use super::status;
-use crate::client::{Client, Error, JobResult, JobState, Jobs, NewJob, Reply, WINDOW};
+use super::shown::whole;
+use crate::client::{Client, Error, JobResult, JobState, Jobs, NewJob, Reply, WINDOW, is_refusal};
 use crate::config::{self, Config};
-use crate::services::jobs::{DEFAULT_QUEUE, JobRow, QueueRow, State};
+use crate::services::jobs::{DEFAULT_QUEUE, JobRow, State};
 
 const EXAMPLE: &str = "\
 Examples:
@@ -48,6 +47,10 @@ Examples:
   quorate jobs ring --queue mails
   quorate jobs ring --queue mails --watch";
 
+/// Before a cluster that does not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// A batch of lines has so many bytes at most: half of what a body may have, as JSON may escape some.
+const BATCH_BYTES: usize = 4 << 20;
 /// Jobs that are looked for at once.
 const PAGE: u32 = 1_000;
 
@@ -118,6 +121,12 @@ enum Request {
         /// Of this queue alone
         #[arg(long)]
         queue: Option<String>,
+    },
+    /// Forget a queue's jobs that are done or cancelled, and the queue when nothing of it is left
+    #[command(after_help = "Example:\n  quorate jobs purge mails")]
+    Purge {
+        /// Which queue
+        queue: String,
     },
     /// Show the queues, and how many jobs they have
     #[command(after_help = "Example:\n  quorate jobs queues")]
@@ -202,11 +211,6 @@ impl From<Shown> for State {
     }
 }
 
-/// A state in the word that is used everywhere.
-fn word(state: State) -> String {
-    json!(state).as_str().unwrap_or_default().to_owned()
-}
-
 pub(crate) fn run(arguments: JobsArgs, config: &Config) -> Result<Exit, CliError> {
     let connection = arguments.connect.resolve(config)?;
     super::log_to_stderr("warn")?;
@@ -229,6 +233,7 @@ async fn perform(client: &Client, request: Request, output: Output, as_json: boo
         Request::Submit(arguments) => return submit(client, arguments, output).await,
         Request::Result { id, wait } => return result(client, id, wait, output).await,
         Request::Retry { dead: Some(queue), .. } => return retry_dead(&jobs, &queue).await,
+        Request::Purge { queue } => return purge(&jobs, &queue, output).await,
         Request::Cancel { id } => return changed(jobs.cancel(id).await, output),
         Request::Retry { id, dead: None } => {
             return changed(jobs.retry(id.unwrap_or_default()).await, output);
@@ -292,7 +297,14 @@ async fn submit(client: &Client, arguments: SubmitArgs, output: Output) -> Resul
     match client.jobs().submit(&new_job(&arguments, payload)).await {
         Ok(submitted) if wait.is_some() => {
             Output::note(&format!("job {}", submitted.id));
-            result(client, submitted.id, wait, output).await
+            // It is submitted: whatever comes now, it is not to be submitted again.
+            result(client, submitted.id, wait, output).await.map_err(|error| match error.exit {
+                Exit::Failed => {
+                    let message = format!("job {} is submitted; {}", submitted.id, error.message);
+                    CliError { exit: Exit::Unknown, message, ..error }
+                }
+                _ => error,
+            })
         }
         Ok(submitted) => done(&Printed::new(submitted.id.to_string(), submitted.body), output),
         Err(error) => refused(error, output),
@@ -326,8 +338,15 @@ fn stdin() -> Result<String, CliError> {
 async fn submit_lines(client: &Client, arguments: SubmitArgs) -> Result<Exit, CliError> {
     let text = stdin()?;
     let jobs: Vec<NewJob> = text.lines().map(|line| new_job(&arguments, line.to_owned())).collect();
-    let (mut first, mut refused) = (1, 0);
-    for batch in jobs.chunks(WINDOW) {
+    let (mut first, mut refused, mut rest) = (1, 0, &jobs[..]);
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = rest.iter().take(WINDOW).take_while(|job| {
+            bytes += json!(job.payload).to_string().len();
+            bytes <= BATCH_BYTES
+        });
+        let (batch, behind) = rest.split_at(fits.count().max(1));
+        rest = behind;
         let last = first + batch.len() - 1;
         let results = client.jobs().submit_all(batch).await.map_err(|error| {
             let error = CliError::from(error);
@@ -354,7 +373,7 @@ async fn result(client: &Client, id: u64, wait: Option<Duration>, output: Output
     let jobs = client.jobs();
     let found = match wait {
         None => jobs.result(id).await,
-        Some(wait) => match tokio::time::timeout(wait, jobs.wait(id)).await {
+        Some(wait) => match tokio::time::timeout(wait, wait_for(&jobs, id)).await {
             Ok(found) => found,
             Err(_) => jobs.result(id).await,
         },
@@ -371,6 +390,16 @@ async fn result(client: &Client, id: u64, wait: Option<Duration>, output: Output
         (None, state) => {
             let error = job.job.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
             Err(CliError::failed(format!("job {id} has no result, it is {}{error}", word(state))))
+        }
+    }
+}
+
+/// A cluster that is away for a moment does not end the wait.
+async fn wait_for(jobs: &Jobs, id: u64) -> Result<Reply<JobResult>, Error> {
+    loop {
+        match jobs.wait(id).await {
+            Err(error) if error.refused().is_none() => tokio::time::sleep(AGAIN).await,
+            ended => return ended,
         }
     }
 }
@@ -395,92 +424,38 @@ async fn all_dead(jobs: &Jobs, queue: Option<&str>) -> Result<Vec<JobRow>, Error
     Ok(dead)
 }
 
+/// Prints how many could be put back; who is first to put one back does not matter.
 async fn retry_dead(jobs: &Jobs, queue: &str) -> Result<Exit, CliError> {
-    let dead = all_dead(jobs, Some(queue)).await?;
-    for job in &dead {
-        jobs.retry(job.id).await?;
+    let mut count = 0;
+    for job in all_dead(jobs, Some(queue)).await? {
+        match jobs.retry(job.id).await {
+            Ok(_) => count += 1,
+            Err(error) if is_refusal(&error, "not_ended") || is_refusal(&error, "already_done") => {}
+            Err(error) => {
+                Output::note(&format!("{count} were put back before job {}", job.id));
+                return Err(error.into());
+            }
+        }
     }
-    Output::line(&dead.len().to_string()).map_err(|error| CliError::unseen(&error))?;
+    Output::line(&count.to_string()).map_err(|error| CliError::unseen(&error))?;
     Ok(Exit::Done)
 }
 
-fn job_table(jobs: &[JobRow]) -> String {
-    let mut table =
-        table(&["job", "queue", "state", "attempts", "worker", "submitted", "key", "progress or error"]);
-    for job in jobs {
-        let told = job.error.as_deref().filter(|_| job.progress.is_empty()).unwrap_or(&job.progress);
-        table.add_row([
-            job.id.to_string(),
-            cell(&job.queue),
-            word(job.state),
-            format!("{}/{}", job.attempts, job.most_attempts),
-            cell(job.worker.as_deref().unwrap_or("")),
-            status::utc(job.submitted_ms),
-            cell(job.key.as_deref().unwrap_or("")),
-            cell(told.lines().next().unwrap_or_default()),
-        ]);
+async fn purge(jobs: &Jobs, queue: &str, output: Output) -> Result<Exit, CliError> {
+    let mut count = 0;
+    loop {
+        let purged = match jobs.purge(queue).await {
+            Ok(purged) => purged,
+            Err(error) => return refused(error, output),
+        };
+        count += purged.jobs;
+        if !purged.more {
+            let rest = if purged.gone { "; the queue is gone" } else { "; the queue is still in use" };
+            Output::note(&format!("{count} jobs forgotten{rest}"));
+            return done(
+                &Printed::new(count.to_string(), json!({"jobs": count, "gone": purged.gone}).to_string()),
+                output,
+            );
+        }
     }
-    status::trimmed(&table)
-}
-
-fn queue_table(queues: &[QueueRow]) -> String {
-    let mut table = table(&[
-        "queue",
-        "workers",
-        "ready",
-        "running",
-        "waiting",
-        "delayed",
-        "done",
-        "dead",
-        "cancelled",
-        "ring",
-    ]);
-    for queue in queues {
-        let jobs = queue.jobs;
-        let counts =
-            [jobs.ready, jobs.running, jobs.waiting, jobs.delayed, jobs.done, jobs.dead, jobs.cancelled];
-        let row = [cell(&queue.name), queue.workers.to_string()].into_iter();
-        table
-            .add_row(row.chain(counts.map(|count| count.to_string())).chain([queue.phase.name().to_owned()]));
-    }
-    status::trimmed(&table)
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(header);
-    table
-}
-
-/// One job, a line for each thing that there is to say.
-fn describe(found: &JobResult) -> String {
-    let job = &found.job;
-    let mut lines = vec![
-        format!("job {} of queue {}: {}", job.id, cell(&job.queue), word(job.state)),
-        format!("submitted  {}, priority {}", status::utc(job.submitted_ms), job.priority),
-        format!("attempts   {} of {}", job.attempts, job.most_attempts),
-    ];
-    let mut add =
-        |what: &str, text: Option<String>| lines.extend(text.map(|text| format!("{what:<10} {text}")));
-    add("key", job.key.as_deref().map(cell));
-    add("due", (job.due_ms > job.submitted_ms).then(|| status::utc(job.due_ms)));
-    add(
-        "claimed",
-        job.claimed_ms.map(|time| {
-            format!(
-                "{} by {}, token {}",
-                status::utc(time),
-                cell(job.worker.as_deref().unwrap_or("?")),
-                job.token
-            )
-        }),
-    );
-    add("progress", Some(cell(&job.progress)).filter(|text| !text.is_empty()));
-    add("error", job.error.as_deref().map(cell));
-    add("ended", job.ended_ms.map(status::utc));
-    add("payload", Some(cell(&found.payload)));
-    add("result", found.result.as_deref().map(cell));
-    lines.join("\n")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::table;
+use super::show::table;
 use crate::cli::output::{CliError, Exit, Output, Printed};
 use crate::cli::shown::cell;
 use crate::cli::status;

@@ -9,11 +9,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::command::Program;
-use super::word;
+use super::show::word;
 use crate::cli::output::{CliError, Exit, Output};
 use crate::client::{Client, DEFAULT_LEASE, Stop, WorkerEvent};
 use crate::config;
-use crate::services::jobs::DEFAULT_QUEUE;
+use crate::services::jobs::{DEFAULT_QUEUE, SLOTS};
 
 #[derive(Debug, Args)]
 #[command(after_help = super::WORK_EXAMPLE)]
@@ -89,13 +89,17 @@ fn tell(event: &WorkerEvent, quiet: bool) {
     let text = match event {
         WorkerEvent::Joined(member) => format!("joined as member {member}"),
         WorkerEvent::NameTaken(why) => why.clone(),
-        WorkerEvent::Begun(_) | WorkerEvent::Ended { .. } if quiet => return,
+        WorkerEvent::Begun(_) | WorkerEvent::Ended { .. } | WorkerEvent::SlotsLost(_) if quiet => return,
         WorkerEvent::Begun(claim) => format!("job {}: attempt {}", claim.id, claim.attempt),
         WorkerEvent::Ended { id, state, error: None } => format!("job {id}: {}", word(*state)),
         WorkerEvent::Ended { id, state, error: Some(error) } => {
             format!("job {id}: the attempt has failed ({error}); it is {}", word(*state))
         }
         WorkerEvent::Lost { id, cause } => format!("job {id} is no longer this worker's: {cause}"),
+        WorkerEvent::SlotsLost(runs) => {
+            let slots: u32 = runs.iter().map(|(first, last)| last + 1 - first).sum();
+            format!("the ring is resized: {slots} of its {SLOTS} slots go to other workers")
+        }
         WorkerEvent::Evicted => {
             "evicted: nothing was heard of this worker for its lease. Joining again".to_owned()
         }

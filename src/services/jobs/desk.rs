@@ -1,16 +1,15 @@
 //! The jobs of one queue, and how they go from one state to the next.
 
-use std::ops::{Bound, ControlFlow};
-
 use serde::{Deserialize, Serialize};
 
 use super::members::MEMBERS;
-use super::ring::{Slots, slot_of};
+use super::places::{LINES, first};
+use super::ring::slot_of;
 use super::stored::{Job, Queue};
 use super::{
-    JobEvent, KEPT, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES,
-    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, PURGED, ReadyEvent, Reply, SLOTS, State, bad, check_queue,
-    cut, names, unknown_job, unknown_queue,
+    JobEvent, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES,
+    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, PURGED, ReadyEvent, Reply, State, bad, check_queue, cut,
+    names, unknown_job, unknown_queue,
 };
 use crate::{Context, Readable, Refusal, Table, Tables};
 
@@ -18,27 +17,11 @@ pub(super) const JOBS: Table<u64, Job> = Table::new("jobs");
 pub(super) const PAYLOADS: Table<u64, String> = Table::new("payloads");
 pub(super) const RESULTS: Table<u64, String> = Table::new("results");
 pub(super) const QUEUES: Table<String, Queue> = Table::new("queues");
-/// Dead letters, of a queue.
-pub(super) const DEAD: Table<(String, u64), ()> = Table::new("dead");
-/// When, and which job.
-pub(super) const DELAYED: Table<(u64, u64), ()> = Table::new("delayed");
-/// Ready jobs without a key: queue, level, job.
-const READY: Table<(String, (u64, u64)), ()> = Table::new("ready");
-/// Ready jobs with a key: queue, level, slot, job.
-const KEYED: Table<(String, (u64, (u64, u64))), ()> = Table::new("keyed");
-/// The slots of a queue and level that have a row in [`KEYED`].
-const LEVEL_SLOTS: Table<(String, u64), Slots> = Table::new("level_slots");
 /// Of a queue and key: the job that is not behind another one; [`NOBODY`] while it was cancelled under a worker's hands.
 const HEADS: Table<(String, String), u64> = Table::new("heads");
-/// Those behind it.
-const LINES: Table<(String, (String, u64)), ()> = Table::new("lines");
-/// Jobs that are done or cancelled, by their place.
-const ENDED: Table<(String, u64), u64> = Table::new("ended");
 /// No job has this number.
 pub(super) const NOBODY: u64 = 0;
 const STATE: Table<(), All> = Table::new("state");
-/// Jobs that are dropped with each one that ends: more than one, as one that was taken back leaves its place empty.
-const DROPS: u64 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct All {
@@ -87,90 +70,6 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
         } else {
             let worker = (!job.worker.is_empty()).then(|| job.worker.clone());
             self.context.emit(&self.name, &JobEvent { job: id, state, worker });
-        }
-    }
-
-    /// Where it is found while it is in its state.
-    fn place(&mut self, id: u64, job: &mut Job) {
-        let queue = self.name.clone();
-        match (job.state, &job.key) {
-            (State::Waiting, Some(key)) => self.tables.put(&LINES, &(queue, (key.clone(), id)), &()),
-            (State::Delayed, _) => self.tables.put(&DELAYED, &(job.due_ms, id), &()),
-            (State::Ready, None) => self.tables.put(&READY, &(queue, (level(job), id)), &()),
-            (State::Ready, Some(key)) => {
-                let (level, slot) = (level(job), slot_of(key));
-                self.tables.put(&KEYED, &(queue.clone(), (level, (u64::from(slot), id))), &());
-                let mut slots = self.level_slots(level);
-                if !slots.has(slot) {
-                    slots.add(slot);
-                    self.tables.put(&LEVEL_SLOTS, &(queue, level), &slots);
-                    self.queue.levels |= 1 << level;
-                }
-            }
-            (State::Done | State::Cancelled, _) => {
-                job.place = self.queue.ended;
-                self.queue.ended += 1;
-                self.tables.put(&ENDED, &(queue, job.place), &id);
-                self.drop_old();
-            }
-            (State::Dead, _) => self.tables.put(&DEAD, &(queue, id), &()),
-            // Its member has it; and who waits has a key.
-            (State::Running | State::Waiting, _) => {}
-        }
-    }
-
-    fn unplace(&mut self, id: u64, job: &Job) {
-        let queue = self.name.clone();
-        match (job.state, &job.key) {
-            (State::Waiting, Some(key)) => self.tables.remove(&LINES, &(queue, (key.clone(), id))),
-            (State::Delayed, _) => self.tables.remove(&DELAYED, &(job.due_ms, id)),
-            (State::Ready, None) => self.tables.remove(&READY, &(queue, (level(job), id))),
-            (State::Ready, Some(key)) => {
-                let (level, slot) = (level(job), slot_of(key));
-                self.tables.remove(&KEYED, &(queue.clone(), (level, (u64::from(slot), id))));
-                if self.keyed(level, slot).is_none() {
-                    let mut slots = self.level_slots(level);
-                    slots.remove(slot);
-                    if slots.is_empty() {
-                        self.tables.remove(&LEVEL_SLOTS, &(queue, level));
-                        self.queue.levels &= !(1 << level);
-                    } else {
-                        self.tables.put(&LEVEL_SLOTS, &(queue, level), &slots);
-                    }
-                }
-            }
-            (State::Done | State::Cancelled, _) => self.tables.remove(&ENDED, &(queue, job.place)),
-            (State::Dead, _) => self.tables.remove(&DEAD, &(queue, id)),
-            (State::Running | State::Waiting, _) => {}
-        }
-    }
-
-    fn level_slots(&self, level: u64) -> Slots {
-        self.tables.get(&LEVEL_SLOTS, &(self.name.clone(), level)).unwrap_or_default()
-    }
-
-    /// The first ready job of a slot.
-    fn keyed(&self, level: u64, slot: u32) -> Option<u64> {
-        let bound = |id| (self.name.clone(), (level, (u64::from(slot), id)));
-        first(self.tables, &KEYED, (&bound(0), &bound(u64::MAX))).map(|(_, (_, (_, id)))| id)
-    }
-
-    /// The job that whoever owns `slots` is to have: of the highest priority, with or without a key; then the oldest one.
-    /// Slots are looked at from `cursor` on, and where to go on the next time is returned.
-    pub(super) fn pick(&self, slots: &Slots, cursor: u32) -> Option<(u64, u32)> {
-        let bound = |level, id| (self.name.clone(), (level, id));
-        let plain = first(self.tables, &READY, (&bound(0, 0), &bound(u64::MAX, u64::MAX)))
-            .map(|(_, (level, id))| (level, id));
-        let levels = (0..=u64::from(MAX_PRIORITY)).filter(|level| self.queue.levels & (1 << level) != 0);
-        let keyed = levels.into_iter().find_map(|level| {
-            let slot = self.level_slots(level).and(slots).first_from(cursor)?;
-            Some((level, self.keyed(level, slot)?, slot))
-        });
-        match (plain, keyed) {
-            (Some(plain), Some((level, id, _))) if plain < (level, id) => Some((plain.1, cursor)),
-            (_, Some((_, id, slot))) => Some((id, (slot + 1) % SLOTS)),
-            (Some((_, id)), None) => Some((id, cursor)),
-            (None, None) => None,
         }
     }
 
@@ -228,42 +127,6 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
             self.turn(id, job, state);
         }
     }
-
-    fn drop_old(&mut self) {
-        self.drop_ended(DROPS.min((self.queue.ended - self.queue.dropped).saturating_sub(KEPT)));
-    }
-
-    /// Forgets what stands in the oldest places; gives how many jobs that were.
-    fn drop_ended(&mut self, places: u64) -> u64 {
-        let mut jobs = 0;
-        for _ in 0..places {
-            let place = (self.name.clone(), self.queue.dropped);
-            self.queue.dropped += 1;
-            if let Some(id) = self.tables.get(&ENDED, &place) {
-                self.tables.remove(&ENDED, &place);
-                self.tables.remove(&JOBS, &id);
-                self.tables.remove(&PAYLOADS, &id);
-                self.tables.remove(&RESULTS, &id);
-                jobs += 1;
-            }
-        }
-        jobs
-    }
-}
-
-/// The highest priority is the first level.
-fn level(job: &Job) -> u64 {
-    u64::from(MAX_PRIORITY - job.priority)
-}
-
-/// The first key from one to another, both included.
-fn first<K: crate::Key>(view: &impl Readable, table: &Table<K, ()>, (from, to): (&K, &K)) -> Option<K> {
-    let mut found = None;
-    view.range(table, (Bound::Included(from), Bound::Included(to)), |key, ()| {
-        found = Some(key);
-        ControlFlow::Break(())
-    });
-    found
 }
 
 pub(super) fn submit(

@@ -18,19 +18,21 @@ mod answer;
 mod command;
 mod desk;
 mod members;
+mod places;
 mod query;
 mod ring;
 mod stored;
 
 pub use self::answer::*;
 pub use self::command::*;
-pub use self::ring::SLOTS;
+pub use self::ring::{SLOTS, slot_of};
 pub use self::stored::{Counts, Phase, State};
 
 use std::ops::{Bound, ControlFlow};
 
-use self::desk::{DELAYED, Desk, JOBS};
+use self::desk::{Desk, JOBS};
 use self::members::EXPIRIES;
+use self::places::DELAYED;
 use self::stored::Job;
 use super::names::{self, Listing};
 use crate::{Context, QueryContext, Refusal, Service, Table, Tables, View};

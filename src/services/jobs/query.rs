@@ -2,8 +2,9 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use super::desk::{DEAD, JOBS, PAYLOADS, QUEUES, RESULTS};
+use super::desk::{JOBS, PAYLOADS, QUEUES, RESULTS};
 use super::members::{MEMBERS, is_asked, members};
+use super::places::DEAD;
 use super::ring::slot_of;
 use super::stored::{Job, Member, Queue};
 use super::{

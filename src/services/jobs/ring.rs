@@ -66,8 +66,8 @@ impl Slots {
     }
 }
 
-/// The slot of a key.
-pub(super) fn slot_of(key: &str) -> u32 {
+/// The slot of a key, below [`SLOTS`].
+pub fn slot_of(key: &str) -> u32 {
     let high = hash(key.bytes()) >> (64 - SLOTS.trailing_zeros());
     high as u32
 }

@@ -457,9 +457,9 @@ impl Model {
     fn drain(&mut self) {
         self.step(&Step::Join(0));
         for _ in 0..400 {
-            for at in 0..WORKERS.len() {
+            for (at, worker) in WORKERS.into_iter().enumerate() {
                 self.step(&Step::Acknowledge(at));
-                if let Some(claim) = self.claim(WORKERS[at]) {
+                if let Some(claim) = self.claim(worker) {
                     let at = self.jobs.keys().position(|id| *id == claim.id).unwrap();
                     self.step(&Step::Complete(at));
                 }
