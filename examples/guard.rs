@@ -1,6 +1,7 @@
 //! A server with hooks: counters whose names begin with `locked` cannot be changed through it, and it tells on stderr what it
 //! did. Run it as `quorate` is run: `cargo run --example guard -- server --name S1 …`
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -21,10 +22,12 @@ impl Hooks for Guard {
     }
 
     fn after_reply(&self, call: &Call, reply: &Result<Value, Refusal>) {
-        match reply {
-            Ok(reply) => eprintln!("{} {}: {reply}", call.service, call.command),
-            Err(refusal) => eprintln!("{} {}: {}", call.service, call.command, refusal.code),
-        }
+        let told = match reply {
+            Ok(reply) => reply.to_string(),
+            Err(refusal) => refusal.code.clone(),
+        };
+        // There is nobody left to tell when stderr is closed.
+        let _ = writeln!(std::io::stderr(), "{} {}: {told}", call.service, call.command);
     }
 }
 

@@ -130,7 +130,7 @@ mod tests {
         let worker = |name: &str, owns: serde_json::Value, asked: bool| {
             json!({
                 "name": name, "member": 1, "until_ms": 9_000, "job": 7, "progress": "40 %", "done": 3, "asked": asked,
-                "slots": 512, "owns": owns, "next_slots": 256,
+                "slots": 512, "owns": owns, "next_slots": 256, "next_owns": [],
             })
         };
         let ring: RingView = serde_json::from_value(json!({

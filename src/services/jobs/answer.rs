@@ -7,23 +7,23 @@ use super::{Counts, Phase, State};
 /// What a command came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// Of [`Command::Submit`].
+    /// Of [`super::Command::Submit`].
     Submitted {
         /// The job's number.
         id: u64,
         /// Where it is.
         state: State,
     },
-    /// Of [`Command::Join`], [`Command::Heartbeat`] and [`Command::Acknowledge`].
+    /// Of [`super::Command::Join`], [`super::Command::Heartbeat`] and [`super::Command::Acknowledge`].
     Standing(Standing),
-    /// Of [`Command::Claim`].
+    /// Of [`super::Command::Claim`].
     Claimed {
         /// The job; null when there is none for this worker.
         job: Option<Claim>,
         /// How the member stands.
         standing: Standing,
     },
-    /// Of [`Command::Complete`], [`Command::Fail`], [`Command::Cancel`] and [`Command::Retry`].
+    /// Of [`super::Command::Complete`], [`super::Command::Fail`], [`super::Command::Cancel`] and [`super::Command::Retry`].
     Job {
         /// Which.
         id: u64,
@@ -159,9 +159,9 @@ pub struct MemberRow {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
-    /// To [`Query::Status`].
+    /// To [`super::Query::Status`].
     Status(JobRow),
-    /// To [`Query::Result`].
+    /// To [`super::Query::Result`].
     Result {
         /// The job.
         #[serde(flatten)]
@@ -171,21 +171,21 @@ pub enum Answer {
         /// What came of it, when it is done.
         result: Option<String>,
     },
-    /// To [`Query::List`].
+    /// To [`super::Query::List`].
     List {
         /// The jobs.
         jobs: Vec<JobRow>,
         /// The number to pass as `after` for the next page, when there may be one.
         next: Option<u64>,
     },
-    /// To [`Query::Queues`].
+    /// To [`super::Query::Queues`].
     Queues {
         /// The queues.
         queues: Vec<QueueRow>,
         /// The name to pass as `after` for the next page, when there is one.
         next: Option<String>,
     },
-    /// To [`Query::Ring`].
+    /// To [`super::Query::Ring`].
     Ring {
         /// The queue.
         queue: String,
@@ -208,7 +208,7 @@ pub enum Answer {
         /// The workers, in the order of their names.
         workers: Vec<MemberRow>,
     },
-    /// To [`Query::Owner`].
+    /// To [`super::Query::Owner`].
     Owner {
         /// The key's slot.
         slot: u32,

@@ -11,7 +11,7 @@ use super::{
     MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, PURGED, ReadyEvent, Reply, State, bad, check_queue, cut,
     names, unknown_job, unknown_queue,
 };
-use crate::{Context, Readable, Refusal, Table, Tables};
+use crate::{Context, Refusal, Table, Tables};
 
 pub(super) const JOBS: Table<u64, Job> = Table::new("jobs");
 pub(super) const PAYLOADS: Table<u64, String> = Table::new("payloads");

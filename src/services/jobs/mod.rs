@@ -8,7 +8,7 @@
 //! - An attempt that fails is followed by a pause, twice as long each time; after the last one the job is a dead letter.
 //! - Jobs of one key run one after the other, in the order of their submission. One that waits for its second attempt holds those
 //!   behind it up; a dead letter does not.
-//! - Workers are members of a queue. Each owns a part of a consistent-hash [`ring`]; a keyed job goes to its key's
+//! - Workers are members of a queue. Each owns a part of a consistent-hash ring; a keyed job goes to its key's
 //!   owner. When workers come or go, the ring is resized in three phases (see [`Phase`]), each of which ends when
 //!   all have acknowledged it. Who does not within its lease is evicted, so none lasts for ever. Keys that stay are served all the while.
 //! - Events: a job that can be claimed on the topic `ready:QUEUE`, its other changes on `QUEUE` (and `cancelled:QUEUE`, if a worker
