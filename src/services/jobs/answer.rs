@@ -155,7 +155,7 @@ pub struct MemberRow {
     pub next_owns: Vec<(u32, u32)>,
 }
 
-/// The answer to a [`Query`].
+/// The answer to a [`super::Query`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
