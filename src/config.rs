@@ -44,6 +44,7 @@ const KEYS: &[&str] = &[
     "name",
     "peer-advertise",
     "peer-listen",
+    "queue",
     "read",
     "register",
     "restart",
@@ -237,6 +238,11 @@ pub fn state_dir() -> Option<PathBuf> {
     directory("XDG_STATE_HOME")
         .or_else(|| directory("HOME").map(|home| home.join(".local/state")))
         .map(|path| path.join("quorate"))
+}
+
+/// Where programs are looked for.
+pub(crate) fn program_dirs() -> Vec<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect()
 }
 
 fn directory(variable: &str) -> Option<PathBuf> {

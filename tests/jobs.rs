@@ -420,7 +420,6 @@ async fn what_a_command_says_is_what_is_recorded() {
     for (command, cause) in [
         (vec!["head", "-c", "70000", "/dev/zero"], "its output takes more than 65536 bytes"),
         (vec!["printf", "\\377"], "its output is not UTF-8"),
-        (vec!["no-such-command"], "no-such-command cannot be run"),
     ] {
         let id = submit(&["--attempts", "1"], "x").await;
         work(&command).await;
@@ -429,6 +428,10 @@ async fn what_a_command_says_is_what_is_recorded() {
     }
     let id = submit(&["--attempts", "1"], "x").await;
     let servers = cluster.urls().join(",");
+    let slip =
+        ["jobs", "work", "--queue", "q", "--name", "W1", "--servers", &servers, "--", "no-such-command"];
+    let refused = quorate(slip).await.expect(2);
+    assert!(refused.stderr.contains("no-such-command cannot be run"), "{refused:?}");
     let words = [
         "jobs",
         "work",

@@ -118,6 +118,11 @@ impl Output {
         Ok(wanted)
     }
 
+    /// With `--json`, a body that a person is told of in other words.
+    pub(crate) fn body(self, body: &str) -> io::Result<()> {
+        if self.json { Self::line(body) } else { Ok(()) }
+    }
+
     /// With `--json`, a refusal's body is what the program reads.
     pub(crate) fn refusal(self, error: &Error) -> io::Result<()> {
         match error.refused() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tempfile::TempDir;
@@ -16,7 +17,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 use tokio::time::{interval, sleep};
 
+use crate::cli::output::CliError;
 use crate::client::Task;
+use crate::config;
 use crate::services::jobs::MAX_RESULT_BYTES;
 
 /// How often it is looked whether the command says how far it is.
@@ -68,6 +71,26 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether there is such a command: a slip of the pen is not the jobs' fault, and costs them no attempts.
+pub(super) fn check(words: &[OsString]) -> Result<(), CliError> {
+    let Some(program) = words.first().map(Path::new) else {
+        return Err(CliError::usage("there is no command"));
+    };
+    let can_run = |file: &Path| access(file, Access::EXEC_OK).is_ok() && file.is_file();
+    let found = if program.components().count() > 1 {
+        can_run(program)
+    } else {
+        config::program_dirs().iter().any(|dir| can_run(&dir.join(program)))
+    };
+    if found {
+        return Ok(());
+    }
+    Err(CliError::usage(format!(
+        "{} cannot be run: there is no such program, or it may not be executed",
+        program.display()
+    )))
 }
 
 impl Program {

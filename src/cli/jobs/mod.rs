@@ -137,9 +137,9 @@ enum Request {
 struct SubmitArgs {
     /// What the worker is given [default: what is on stdin]
     payload: Option<String>,
-    /// Into which queue
-    #[arg(long, default_value = DEFAULT_QUEUE)]
-    queue: String,
+    /// Into which queue [default: default]
+    #[arg(long)]
+    queue: Option<String>,
     /// Jobs of one key run one after the other, in the order of their submission
     #[arg(long)]
     key: Option<String>,
@@ -185,7 +185,7 @@ enum Shown {
     Waiting,
     /// Until its time comes
     Delayed,
-    /// The next worker that asks may have it
+    /// The next worker that asks may have it; of a key, the key's owner
     Ready,
     /// A worker has it
     Running,
@@ -213,24 +213,35 @@ impl From<Shown> for State {
 
 pub(crate) fn run(arguments: JobsArgs, config: &Config) -> Result<Exit, CliError> {
     let connection = arguments.connect.resolve(config)?;
+    // Of who names none.
+    let queue = config.pick("queue", None, config::parsed)?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
     super::log_to_stderr("warn")?;
     let (client, output) = (connection.builder().build()?, connection.output());
     match arguments.action {
-        Action::Work(arguments) => background_runtime()?.block_on(work::run(&client, arguments)),
-        Action::Ring(arguments) => runtime()?.block_on(ring::show(&client, &arguments, output)),
+        Action::Work(arguments) => {
+            let name: String = config.require("name", arguments.name.clone(), config::parsed)?;
+            background_runtime()?.block_on(work::run(&client, (&queue, &name), arguments))
+        }
+        Action::Ring(arguments) => runtime()?.block_on(ring::show(&client, &queue, &arguments, output)),
         Action::Request(request) => runtime()?.block_on(async {
-            let ended = perform(&client, request, output, connection.json).await;
+            let ended = perform(&client, request, &queue, output, connection.json).await;
             super::client::close(&client).await;
             ended
         }),
     }
 }
 
-async fn perform(client: &Client, request: Request, output: Output, as_json: bool) -> Result<Exit, CliError> {
+async fn perform(
+    client: &Client,
+    request: Request,
+    queue: &str,
+    output: Output,
+    as_json: bool,
+) -> Result<Exit, CliError> {
     let jobs = client.jobs();
     let asked = match request {
-        Request::Submit(arguments) if arguments.lines => return submit_lines(client, arguments).await,
-        Request::Submit(arguments) => return submit(client, arguments, output).await,
+        Request::Submit(arguments) if arguments.lines => return submit_lines(client, queue, arguments).await,
+        Request::Submit(arguments) => return submit(client, queue, arguments, output).await,
         Request::Result { id, wait } => return result(client, id, wait, output).await,
         Request::Retry { dead: Some(queue), .. } => return retry_dead(&jobs, &queue).await,
         Request::Purge { queue } => return purge(&jobs, &queue, output).await,
@@ -288,13 +299,18 @@ fn body(job: &JobResult) -> String {
     json!(job).to_string()
 }
 
-async fn submit(client: &Client, arguments: SubmitArgs, output: Output) -> Result<Exit, CliError> {
+async fn submit(
+    client: &Client,
+    queue: &str,
+    arguments: SubmitArgs,
+    output: Output,
+) -> Result<Exit, CliError> {
     let wait = arguments.wait;
     let payload = match &arguments.payload {
         Some(payload) => payload.clone(),
         None => stdin()?,
     };
-    match client.jobs().submit(&new_job(&arguments, payload)).await {
+    match client.jobs().submit(&new_job(&arguments, queue, payload)).await {
         Ok(submitted) if wait.is_some() => {
             Output::note(&format!("job {}", submitted.id));
             // It is submitted: whatever comes now, it is not to be submitted again.
@@ -311,9 +327,9 @@ async fn submit(client: &Client, arguments: SubmitArgs, output: Output) -> Resul
     }
 }
 
-fn new_job(arguments: &SubmitArgs, payload: String) -> NewJob {
+fn new_job(arguments: &SubmitArgs, queue: &str, payload: String) -> NewJob {
     NewJob {
-        queue: arguments.queue.clone(),
+        queue: arguments.queue.as_deref().unwrap_or(queue).to_owned(),
         payload,
         key: arguments.key.clone(),
         priority: arguments.priority,
@@ -335,9 +351,9 @@ fn stdin() -> Result<String, CliError> {
 }
 
 /// Each line is a job; many go at once. What could not be submitted for certain, or in doubt, is told by its line.
-async fn submit_lines(client: &Client, arguments: SubmitArgs) -> Result<Exit, CliError> {
+async fn submit_lines(client: &Client, queue: &str, arguments: SubmitArgs) -> Result<Exit, CliError> {
     let text = stdin()?;
-    let jobs: Vec<NewJob> = text.lines().map(|line| new_job(&arguments, line.to_owned())).collect();
+    let jobs: Vec<NewJob> = text.lines().map(|line| new_job(&arguments, queue, line.to_owned())).collect();
     let (mut first, mut refused, mut rest) = (1, 0, &jobs[..]);
     while !rest.is_empty() {
         let mut bytes = 0;
@@ -388,6 +404,8 @@ async fn result(client: &Client, id: u64, wait: Option<Duration>, output: Output
             Ok(Exit::Done)
         }
         (None, state) => {
+            // A program reads how it stands.
+            output.body(&body(&job))?;
             let error = job.job.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
             Err(CliError::failed(format!("job {id} has no result, it is {}{error}", word(state))))
         }

@@ -10,7 +10,7 @@ use crate::cli::output::{CliError, Exit, Output, Printed};
 use crate::cli::shown::cell;
 use crate::cli::status;
 use crate::client::{Client, RingView};
-use crate::services::jobs::{DEFAULT_QUEUE, Phase};
+use crate::services::jobs::Phase;
 
 /// So many characters stand for the ring.
 const WIDTH: u32 = 64;
@@ -21,18 +21,24 @@ const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01234
 
 #[derive(Debug, Args)]
 pub(super) struct RingArgs {
-    /// Whose
-    #[arg(long, default_value = DEFAULT_QUEUE)]
-    queue: String,
+    /// Whose [default: default]
+    #[arg(long)]
+    queue: Option<String>,
     /// Draw it again and again, until Ctrl-C
     #[arg(long)]
     watch: bool,
 }
 
-pub(super) async fn show(client: &Client, arguments: &RingArgs, output: Output) -> Result<Exit, CliError> {
+pub(super) async fn show(
+    client: &Client,
+    queue: &str,
+    arguments: &RingArgs,
+    output: Output,
+) -> Result<Exit, CliError> {
+    let queue = arguments.queue.as_deref().unwrap_or(queue);
     let mut last = None;
     loop {
-        let ring = match client.jobs().ring(&arguments.queue).await {
+        let ring = match client.jobs().ring(queue).await {
             Ok(ring) => ring,
             Err(error) if arguments.watch && error.refused().is_none() => {
                 Output::note(&error.to_string());

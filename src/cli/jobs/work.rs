@@ -13,17 +13,17 @@ use super::show::word;
 use crate::cli::output::{CliError, Exit, Output};
 use crate::client::{Client, DEFAULT_LEASE, Stop, WorkerEvent};
 use crate::config;
-use crate::services::jobs::{DEFAULT_QUEUE, SLOTS};
+use crate::services::jobs::SLOTS;
 
 #[derive(Debug, Args)]
 #[command(after_help = super::WORK_EXAMPLE)]
 pub(super) struct WorkArgs {
-    /// Whose jobs
-    #[arg(long, default_value = DEFAULT_QUEUE)]
-    queue: String,
+    /// Whose jobs [default: default]
+    #[arg(long)]
+    queue: Option<String>,
     /// The worker's name, which no other one in the queue has
     #[arg(long)]
-    name: String,
+    pub(super) name: Option<String>,
     /// It is taken for dead, and its job is given to another one, after this time without a word [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = config::timeout)]
     lease: Option<Duration>,
@@ -33,7 +33,7 @@ pub(super) struct WorkArgs {
     /// End when the queue has nothing left to do
     #[arg(long)]
     until_empty: bool,
-    /// Do not tell of each job
+    /// Tell of troubles alone
     #[arg(long)]
     quiet: bool,
     /// What to run for each job
@@ -41,14 +41,19 @@ pub(super) struct WorkArgs {
     command: Vec<OsString>,
 }
 
-pub(super) async fn run(client: &Client, arguments: WorkArgs) -> Result<Exit, CliError> {
+pub(super) async fn run(
+    client: &Client,
+    (queue, name): (&str, &str),
+    arguments: WorkArgs,
+) -> Result<Exit, CliError> {
+    super::command::check(&arguments.command)?;
     let scratch = tempfile::Builder::new().prefix("quorate-worker-").tempdir().map_err(|error| {
         CliError::failed(format!("there is no room for temporary files (TMPDIR says where): {error}"))
     })?;
     let program =
         Program { words: arguments.command, timeout: arguments.job_timeout, scratch: Arc::new(scratch) };
     let worker = client
-        .worker(&arguments.queue, &arguments.name)
+        .worker(arguments.queue.as_deref().unwrap_or(queue), name)
         .lease(arguments.lease.unwrap_or(DEFAULT_LEASE))
         .until_empty(arguments.until_empty);
     let (stop, stopped) = watch::channel(Stop::No);
@@ -68,14 +73,20 @@ fn listen(stop: watch::Sender<Stop>) -> Result<impl Future<Output = ()>, CliErro
     let failed = |error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    // A terminal that was closed: without this its command would go on alone, and a second one begin.
+    let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     Ok(async move {
         for (when, text) in [
-            (Stop::AfterJob, "stopping after this job; once more, and it goes back to the queue"),
-            (Stop::Now, "stopping now; the job goes back to the queue"),
+            (
+                Stop::AfterJob,
+                "stopping; a job that it has is done first. Once more, and that goes back to the queue",
+            ),
+            (Stop::Now, "stopping now"),
         ] {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
             }
             Output::note(text);
             stop.send_replace(when);
@@ -87,9 +98,16 @@ fn listen(stop: watch::Sender<Stop>) -> Result<impl Future<Output = ()>, CliErro
 
 fn tell(event: &WorkerEvent, quiet: bool) {
     let text = match event {
+        WorkerEvent::NameTaken(why) => format!("{why}. Waiting for that"),
+        WorkerEvent::Joined(_)
+        | WorkerEvent::Begun(_)
+        | WorkerEvent::Ended { .. }
+        | WorkerEvent::SlotsLost(_)
+            if quiet =>
+        {
+            return;
+        }
         WorkerEvent::Joined(member) => format!("joined as member {member}"),
-        WorkerEvent::NameTaken(why) => why.clone(),
-        WorkerEvent::Begun(_) | WorkerEvent::Ended { .. } | WorkerEvent::SlotsLost(_) if quiet => return,
         WorkerEvent::Begun(claim) => format!("job {}: attempt {}", claim.id, claim.attempt),
         WorkerEvent::Ended { id, state, error: None } => format!("job {id}: {}", word(*state)),
         WorkerEvent::Ended { id, state, error: Some(error) } => {
