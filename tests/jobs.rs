@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorate::client::{Client, NewJob, Position, RingView, WINDOW};
 use quorate::services::jobs::{JobRow, Phase, State};
@@ -236,17 +236,16 @@ fn dots(file: &Path) -> [String; 3] {
     ["sh".to_owned(), "-c".to_owned(), script]
 }
 
-/// Waits until the dots of a command come no more.
+/// Waits until no dot of a command has come for so long that several would have.
 async fn until_no_dots(cluster: &Cluster, file: &Path) {
-    let mut last = 0;
+    let mut last = (0, Instant::now());
     cluster
         .until("the command has ended", async || {
             let size = fs::metadata(file).map_err(|error| error.to_string())?.len();
-            // Long enough for several of them.
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let now = fs::metadata(file).map_err(|error| error.to_string())?.len();
-            last = now;
-            if now == size { Ok(()) } else { Err(format!("{last} dots")) }
+            if size != last.0 {
+                last = (size, Instant::now());
+            }
+            if last.1.elapsed() >= Duration::from_millis(500) { Ok(()) } else { Err(format!("{size} dots")) }
         })
         .await;
 }

@@ -179,6 +179,13 @@ fn plain_table() -> Table {
     table
 }
 
+/// A table without frame, with a header.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = plain_table();
+    table.set_header(header);
+    table
+}
+
 /// A table without frame has blanks at both ends of its lines.
 pub(super) fn trimmed(table: &Table) -> String {
     let lines: Vec<_> =

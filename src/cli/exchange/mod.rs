@@ -8,8 +8,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -310,7 +308,7 @@ fn read_stocks(file: &Path) -> Result<Vec<NewStock>, CliError> {
 }
 
 fn stock_table(stocks: &[StockRow]) -> String {
-    let mut table = table(&["stock", "price", "on offer", "volume"]);
+    let mut table = status::table(&["stock", "price", "on offer", "volume"]);
     for stock in stocks {
         table.add_row([
             cell(&stock.name),
@@ -323,7 +321,7 @@ fn stock_table(stocks: &[StockRow]) -> String {
 }
 
 fn order_table(orders: &[Order]) -> String {
-    let mut table = table(&["number", "time", "account", "", "quantity", "stock", "price"]);
+    let mut table = status::table(&["number", "time", "account", "", "quantity", "stock", "price"]);
     for order in orders {
         table.add_row([
             order.number.to_string(),
@@ -336,11 +334,4 @@ fn order_table(orders: &[Order]) -> String {
         ]);
     }
     status::trimmed(&table)
-}
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(header);
-    table
 }

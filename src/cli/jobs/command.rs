@@ -42,10 +42,13 @@ pub(super) struct Program {
 struct Group(Child);
 
 impl Group {
+    /// Its own number, as long as it is not waited for.
+    fn pid(&self) -> Option<Pid> {
+        self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+    }
+
     fn kill(&self) {
-        // As long as it is not waited for, the number is its own.
-        let pid = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid {
+        if let Some(pid) = self.pid() {
             // Nobody of it may be left.
             let _ = kill_process_group(pid, Signal::KILL);
         }
@@ -53,8 +56,7 @@ impl Group {
 
     /// Waits until the process has ended, and ends what it has left behind, which would hold its pipes open.
     async fn ended(&mut self) -> io::Result<ExitStatus> {
-        let id = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        let pid = id.ok_or(io::ErrorKind::NotFound)?;
+        let pid = self.pid().ok_or(io::ErrorKind::NotFound)?;
         let watched = pidfd_open(pid, PidfdFlags::empty())?;
         // A thread, which ends with the process. It is not waited for yet, so that its number stays its own.
         let ended = tokio::task::spawn_blocking(move || {

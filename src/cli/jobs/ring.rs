@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::show::table;
 use crate::cli::output::{CliError, Exit, Output, Printed};
 use crate::cli::shown::cell;
 use crate::cli::status;
@@ -91,7 +90,7 @@ fn draw(ring: &RingView) -> String {
         text += &format!("; sync point: revision {}", ring.sync_revision);
     }
     text += &format!("\n\n  {}\n\n", strip(ring));
-    let mut workers = table(&["", "worker", "owns", "lease", "done", "job", "progress"]);
+    let mut workers = status::table(&["", "worker", "owns", "lease", "done", "job", "progress"]);
     for (worker, letter) in ring.workers.iter().zip(LETTERS.chars()) {
         let share = |slots: u32| format!("{:.1} %", f64::from(slots) * 100.0 / f64::from(ring.slots));
         let owns = match (ring.phase, worker.next_slots) {

@@ -1,7 +1,5 @@
 //! Jobs and queues as tables.
 
-use comfy_table::Table;
-use comfy_table::presets::NOTHING;
 use serde_json::json;
 
 use crate::cli::shown::cell;
@@ -15,8 +13,16 @@ pub(super) fn word(state: State) -> String {
 }
 
 pub(super) fn job_table(jobs: &[JobRow]) -> String {
-    let mut table =
-        table(&["job", "queue", "state", "attempts", "worker", "submitted", "key", "progress or error"]);
+    let mut table = status::table(&[
+        "job",
+        "queue",
+        "state",
+        "attempts",
+        "worker",
+        "submitted",
+        "key",
+        "progress or error",
+    ]);
     for job in jobs {
         let told = job.error.as_deref().filter(|_| job.progress.is_empty()).unwrap_or(&job.progress);
         table.add_row([
@@ -34,7 +40,7 @@ pub(super) fn job_table(jobs: &[JobRow]) -> String {
 }
 
 pub(super) fn queue_table(queues: &[QueueRow]) -> String {
-    let mut table = table(&[
+    let mut table = status::table(&[
         "queue",
         "workers",
         "ready",
@@ -55,13 +61,6 @@ pub(super) fn queue_table(queues: &[QueueRow]) -> String {
             .add_row(row.chain(counts.map(|count| count.to_string())).chain([queue.phase.name().to_owned()]));
     }
     status::trimmed(&table)
-}
-
-pub(super) fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(NOTHING);
-    table.set_header(header);
-    table
 }
 
 /// One job, a line for each thing that there is to say.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// So many slots has a ring.
 pub const SLOTS: u32 = 1_024;
-/// At so many points stands each worker: with 8 workers, most own 9 to 16 % of the ring.
+/// At so many points stands each worker: with 8 workers, nine of ten own 10 to 15 % of the ring.
 const POINTS: u32 = 64;
 const WORDS: usize = SLOTS as usize / 64;
 
