@@ -369,6 +369,7 @@ mod tests {
         assert_eq!(span::parse("250ms").unwrap(), Duration::from_millis(250));
         assert_eq!(span::parse("1.5 s").unwrap(), Duration::from_millis(1500));
         assert_eq!(span::parse("2m").unwrap(), Duration::from_secs(120));
+        assert_eq!(span::parse("1d").unwrap(), Duration::from_hours(24));
         for bad in ["", "5", "s", "-1s", "1 fortnight", "1e400s"] {
             assert!(span::parse(bad).is_err(), "{bad}");
         }

@@ -5,7 +5,7 @@
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -291,6 +291,38 @@ async fn a_client_dies_and_is_given_all_that_it_missed() {
     }
     cluster.restart(&lead).await;
     tokio::time::timeout(Duration::from_secs(60), cluster.equal_hashes()).await.expect("equal states");
+}
+
+/// Types `lines` into `quorate chat` from a file, whose end comes at once.
+async fn pipe(cluster: &Cluster, dir: &Path, name: &str, lines: &str) -> support::cli::Run {
+    let (typed, servers) = (dir.join("typed"), cluster.urls().join(","));
+    fs::write(&typed, lines).expect("a file");
+    let mut command = support::cli::quorate_command();
+    command.args(["chat", "--name", name, "--servers", &servers, "--timeout", "30s", "--cursor"]);
+    command.arg(dir.join(name)).stdin(fs::File::open(&typed).expect("the file"));
+    support::cli::run_with_stdin(command).await
+}
+
+#[tokio::test]
+async fn a_pipe_ends_when_all_was_shown() {
+    let cluster = Cluster::start(3).await;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    pipe(&cluster, dir.path(), "ada", "").await.expect(0);
+    let mut said = String::new();
+    for number in 1..=20 {
+        let own = pipe(&cluster, dir.path(), "bob", &format!("message {number}\n")).await.expect(0);
+        let shown = format!("[{number}] bob: message {number}\n");
+        assert_eq!(own.stdout, shown, "{own:?}");
+        said += &shown;
+    }
+    let missed = pipe(&cluster, dir.path(), "ada", "").await.expect(0);
+    assert_eq!(missed.stdout, said, "{missed:?}");
+    // And nothing twice; what is not there is said to be not there.
+    let again = pipe(&cluster, dir.path(), "ada", "/history cleo\n").await.expect(0);
+    assert_eq!(again.stdout, "", "{again:?}");
+    assert!(again.stderr.contains("there are no messages from or to cleo"), "{again:?}");
+    let mistake = pipe(&cluster, dir.path(), "ada", "/history 0\n").await.expect(1);
+    assert!(mistake.stderr.contains("N is a number from 1 on"), "{mistake:?}");
 }
 
 fn crowd() -> (usize, usize) {

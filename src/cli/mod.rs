@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
@@ -176,10 +176,19 @@ fn run_services(arguments: impl IntoIterator<Item = OsString>, services: Service
     }
 }
 
-/// clap advises `-- -x` for any word that it does not know. Here only texts may begin with a dash, and they need no `--`.
+/// clap advises `-- -x` for any word that it does not know. Here only texts may begin with a dash, and they need no `--`; a
+/// number that may be negative neither.
 fn without_dash_tip(mut error: clap::Error) -> clap::Error {
     if error.kind() == ErrorKind::UnknownArgument {
         error.remove(ContextKind::Suggested);
+        let is_number =
+            |word: &str| word.starts_with('-') && word[1..].starts_with(|c: char| c.is_ascii_digit());
+        if let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg)
+            && is_number(word)
+        {
+            let tip = ContextValue::StyledStrs(vec!["what is asked for here is not negative".into()]);
+            error.insert(ContextKind::Suggested, tip);
+        }
     }
     error
 }

@@ -88,11 +88,9 @@ pub struct JobState {
 /// What a purge came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Purged {
-    /// So many jobs were forgotten.
+    /// So many jobs are forgotten, within seconds or, if they are many, minutes.
     pub jobs: u64,
-    /// There are more.
-    pub more: bool,
-    /// The queue is gone too.
+    /// So is the queue, if nothing comes into it until then.
     pub gone: bool,
 }
 
@@ -265,6 +263,18 @@ impl Jobs {
         }
     }
 
+    /// One queue, if there is one of this name.
+    ///
+    /// # Errors
+    /// As any query.
+    pub async fn queue(&self, name: &str) -> Result<Option<QueueRow>> {
+        // Of the names that begin with it, it is the first.
+        let params = [("prefix", name), ("limit", "1")];
+        let page: Reply<Queues> =
+            self.client.query("jobs", "queues", &params, ReadLevel::Linearizable).await?;
+        Ok(page.data.queues.into_iter().find(|queue| queue.name == name))
+    }
+
     /// A queue's workers, and what each of them owns.
     ///
     /// # Errors
@@ -281,7 +291,7 @@ impl Jobs {
         self.client.command("jobs", "cancel", &json!({ "id": id })).await
     }
 
-    /// Forgets some of a queue's jobs that are done or cancelled; and the queue, when nothing of it is left.
+    /// Forgets a queue's jobs that are done or cancelled; and the queue, when nothing of it is left.
     ///
     /// # Errors
     /// Refused with `unknown_queue`.

@@ -20,4 +20,4 @@ pub mod tables;
 mod files;
 
 /// The version of everything this crate writes to disk. A directory of another version is refused.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-/// Reads a span of time: `250ms`, `5s`, `2m`, `1h`, also with a fraction (`1.5s`).
+/// Reads a span of time: `250ms`, `5s`, `2m`, `1h`, `7d`, also with a fraction (`1.5s`).
 ///
 /// # Errors
 /// What is expected instead.
 pub fn parse(text: &str) -> Result<Duration, String> {
-    let fail = || format!("`{text}` is no span of time; expected for example 250ms, 5s or 2m");
+    let fail =
+        || format!("`{text}` is no span of time; expected for example 250ms, 5s or 2m, in ms, s, m, h or d");
     let (number, unit) = split_unit(text);
     let seconds = match unit {
         "us" => 1e-6,
@@ -15,6 +16,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         "s" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3_600.0,
+        "d" => 86_400.0,
         _ => return Err(fail()),
     };
     let number: f64 = number.parse().map_err(|_| fail())?;

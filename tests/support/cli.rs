@@ -44,12 +44,18 @@ pub(crate) async fn with_environment<W: AsRef<OsStr>>(
     words: impl IntoIterator<Item = W>,
     variables: &[(&str, &str)],
 ) -> Run {
+    let mut command = quorate_command();
+    command.args(words).envs(variables.iter().copied());
+    run(command).await
+}
+
+/// `quorate`, with nothing of the tester's settings.
+pub(crate) fn quorate_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
     for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("QUORATE_")) {
         command.env_remove(key);
     }
-    command.args(words).envs(variables.iter().copied());
-    run(command).await
+    command
 }
 
 /// Runs any command to its end, with nothing on its stdin, and kills it when that does not come.

@@ -22,7 +22,8 @@ use self::printer::{Printer, plain};
 use self::words::{HELP, Line};
 use super::connect::{ConnectFlags, background_runtime};
 use super::output::{CliError, Exit, Output};
-use crate::client::{Chat, ChatEvent, ChatLine, Client, Error, is_refusal};
+use super::shown::cell;
+use crate::client::{Chat, ChatEvent, ChatLine, Client, Error, Failure, is_refusal};
 use crate::config::{self, Config};
 use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES};
 
@@ -30,7 +31,7 @@ use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES};
 const SESSION_TTL: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is something to tell the cluster.
 const MARK: Duration = Duration::from_secs(1);
-/// What the end may wait for, each.
+/// So long the end waits for each answer of the cluster.
 const LEAVE: Duration = Duration::from_secs(2);
 /// Before the events are asked for again when no server has them.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -38,6 +39,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 const PATTERN_MAX: usize = 1 << 20;
 /// What `/history` shows when it is not said how much.
 const HISTORY: u32 = 20;
+/// What is said besides when a login is refused because there is another one.
+const ELSEWHERE: &str =
+    " (a client that was killed is logged out after its --session-ttl, 10s unless it was set otherwise)";
+/// What to do when it is not known whether a line was carried out.
+const LOOK: &str = "/history and /list show whether it was done";
 const PROMPT: &str = "> ";
 
 const EXAMPLE: &str = "\
@@ -130,7 +136,14 @@ impl Talk {
         let (typed, lines) = mpsc::unbounded_channel();
         let input = Input::open()?;
         // The login is last: who cannot begin is not active.
-        let (chat, login) = client.chat(name, device).await?;
+        let (chat, login) = client.chat(name, device).await.map_err(|error| {
+            let elsewhere = is_refusal(&error, "active_elsewhere");
+            let error = CliError::from(error);
+            match elsewhere {
+                true => CliError { message: format!("{}{ELSEWHERE}", error.message), ..error },
+                false => error,
+            }
+        })?;
         let (after, repeated) = cursor.resume(login.delivered);
         let what = if login.created { "a new account" } else { "logged in" };
         // Others' private messages are among them.
@@ -154,27 +167,8 @@ impl Talk {
         let showing = tokio::spawn(shower.run());
         let printer = self.printer.clone();
         let talking = async {
-            let mut marks = interval(MARK);
-            marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    line = lines.recv() => match line {
-                        None => return,
-                        Some(Err(error)) => {
-                            self.printer.note(format!("the input cannot be read: {error}")).await;
-                            return self.note_end(Exit::Failed);
-                        }
-                        Some(Ok(line)) => {
-                            // Who types has read what is there.
-                            self.read = self.printer.shown();
-                            if !self.carry_out(&line).await {
-                                return;
-                            }
-                        }
-                    },
-                    _ = marks.tick() => self.mark().await,
-                }
-            }
+            self.talk(&mut lines).await;
+            self.show_the_rest().await;
         };
         let over = tokio::select! {
             () = talking => None,
@@ -203,6 +197,41 @@ impl Talk {
             _ = interrupt.recv() => {}
         }
         Ok(self.ended)
+    }
+
+    /// Carries out what is typed, until there is no more of it.
+    async fn talk(&mut self, lines: &mut Lines) {
+        let mut marks = interval(MARK);
+        marks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                line = lines.recv() => match line {
+                    None => return,
+                    Some(Err(error)) => {
+                        self.printer.note(format!("the input cannot be read: {error}")).await;
+                        return self.note_end(Exit::Failed);
+                    }
+                    Some(Ok(line)) => {
+                        // Who types has read what is there.
+                        self.read = self.printer.shown();
+                        if !self.carry_out(&line).await {
+                            return;
+                        }
+                    }
+                },
+                _ = marks.tick() => self.mark().await,
+            }
+        }
+    }
+
+    /// What was said up to now, by this client too, is still shown: input from a pipe may end before.
+    async fn show_the_rest(&self) {
+        // Where nobody answers, it comes with the next login.
+        if let Ok(last) = self.chat.with_timeout(LEAVE).history(None, 1).await
+            && let Some(last) = last.last()
+        {
+            self.printer.until_shown(last.message.number).await;
+        }
     }
 
     /// Tells the cluster what was shown and read. Also when that is nothing new, once in a while: that notices that
@@ -249,8 +278,12 @@ impl Talk {
                 self.note_end(Exit::Failed);
             }
             Err(Trouble::Error(error)) => {
-                self.printer.note(format!("`{}`: {error}", line.trim())).await;
                 self.note_end(if error.is_unknown() { Exit::Unknown } else { Exit::Failed });
+                let error = match error {
+                    Error::Unknown(failure) => Error::Unknown(Box::new(Failure { next: LOOK, ..*failure })),
+                    error => error,
+                };
+                self.printer.note(format!("`{}`: {error}", line.trim())).await;
             }
         }
         true
@@ -289,7 +322,12 @@ impl Talk {
     }
 
     async fn history(&self, with: Option<&str>, limit: u32) -> Result<(), Trouble> {
-        for line in self.chat.history(with, limit as usize).await? {
+        let lines = self.chat.history(with, limit as usize).await?;
+        if lines.is_empty() {
+            let whose = with.map_or_else(String::new, |name| format!(" from or to {}", cell(name)));
+            self.printer.note(format!("there are no messages{whose}")).await;
+        }
+        for line in lines {
             let text = match self.settings.json {
                 true => json!({ "history": line }).to_string(),
                 false => {

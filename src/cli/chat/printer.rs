@@ -2,8 +2,6 @@
 //! printing alone. A message counts as shown when it was written, not before.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustyline::ExternalPrinter;
@@ -18,7 +16,7 @@ use crate::services::chat::Message;
 
 /// What waits to be printed, at most.
 const WAITING: usize = 64;
-/// So long it may take to print the rest at the end.
+/// So long the end waits for what is still to be printed.
 const REST: Duration = Duration::from_secs(2);
 
 enum Out {
@@ -32,7 +30,7 @@ enum Out {
 #[derive(Clone)]
 pub(super) struct Printer {
     out: mpsc::Sender<Out>,
-    shown: Arc<AtomicU64>,
+    shown: watch::Sender<u64>,
     /// Why the chat is to end.
     over: watch::Sender<Option<String>>,
 }
@@ -41,8 +39,8 @@ impl Printer {
     /// Prints above the line that is being typed, if there is one.
     pub(super) fn start(above: Option<Box<dyn ExternalPrinter + Send>>, cursor: Cursor, json: bool) -> Self {
         let (out, inbox) = mpsc::channel(WAITING);
-        let shown = Arc::new(AtomicU64::new(cursor.shown()));
-        let printer = Self { out, shown: Arc::clone(&shown), over: watch::Sender::new(None) };
+        let shown = watch::Sender::new(cursor.shown());
+        let printer = Self { out, shown: shown.clone(), over: watch::Sender::new(None) };
         let mut thread = Thread { above, cursor, json, shown };
         let over = printer.over.clone();
         std::thread::spawn(move || {
@@ -55,7 +53,17 @@ impl Printer {
 
     /// Up to which message all were shown.
     pub(super) fn shown(&self) -> u64 {
-        self.shown.load(Ordering::Relaxed)
+        *self.shown.borrow()
+    }
+
+    /// Waits until a message was shown, as long as others are on the way to it.
+    pub(super) async fn until_shown(&self, number: u64) {
+        let mut shown = self.shown.subscribe();
+        while *shown.borrow_and_update() < number {
+            if timeout(REST, shown.changed()).await.is_err() {
+                return;
+            }
+        }
     }
 
     pub(super) async fn print(&self, line: String) {
@@ -106,7 +114,7 @@ struct Thread {
     above: Option<Box<dyn ExternalPrinter + Send>>,
     cursor: Cursor,
     json: bool,
-    shown: Arc<AtomicU64>,
+    shown: watch::Sender<u64>,
 }
 
 impl Thread {
@@ -123,7 +131,7 @@ impl Thread {
                     };
                     self.line(&text)?;
                     self.cursor.shown_up_to(message.number)?;
-                    self.shown.store(message.number, Ordering::Relaxed);
+                    self.shown.send_replace(message.number);
                 }
                 Out::End(done) => drop(done.send(())),
             }

@@ -52,12 +52,13 @@ impl<'a> Line<'a> {
             ("list", [pattern]) => Ok(Self::List(Some(pattern))),
             ("history", []) => Ok(Self::History { with: None, limit: None }),
             ("history", [one]) => match one.parse() {
+                Ok(0) => Err("/history N: N is a number from 1 on".to_owned()),
                 Ok(limit) => Ok(Self::History { with: None, limit: Some(limit) }),
                 Err(_) => Ok(Self::History { with: Some(one), limit: None }),
             },
             ("history", [with, limit]) => match limit.parse() {
-                Ok(limit) => Ok(Self::History { with: Some(with), limit: Some(limit) }),
-                Err(_) => Err(format!("/history NAME N: {limit} is no number")),
+                Ok(limit @ 1..) => Ok(Self::History { with: Some(with), limit: Some(limit) }),
+                _ => Err(format!("/history NAME N: N is a number from 1 on, {limit} is not")),
             },
             ("delete", [name]) => Ok(Self::Delete(name)),
             ("forget", [device]) => Ok(Self::Forget(device)),
@@ -89,9 +90,17 @@ mod tests {
         assert_eq!(parse("/history ada 5"), Line::History { with: Some("ada"), limit: Some(5) });
         assert_eq!(parse("/delete ada"), Line::Delete("ada"));
         assert_eq!(parse("/logout"), Line::Logout);
-        for mistake in
-            [">> ada", ">> : text", ">> ada:", "/nothing", "/delete", "/history ada x", "/list a b", "/"]
-        {
+        for mistake in [
+            ">> ada",
+            ">> : text",
+            ">> ada:",
+            "/nothing",
+            "/delete",
+            "/history ada x",
+            "/history 0",
+            "/list a b",
+            "/",
+        ] {
             assert!(Line::parse(mistake).is_err(), "{mistake}");
         }
     }

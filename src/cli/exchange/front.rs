@@ -1,7 +1,9 @@
 //! A front end: the exchange over HTTP for programs that know nothing of clusters, with a cache.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +18,12 @@ use crate::cli::output::{CliError, Exit, Output};
 use crate::client::{Client, Error, Exchange, OrdersQuery};
 use crate::detectors::{terminated, web};
 use crate::services::exchange::Side;
+
+/// What a request that it does not know is told.
+const ADDRESSES: &str =
+    "the front end has GET /stocks/{name}, POST /orders, GET /orders/{number}, GET /cache and GET /healthz";
+/// How long it looks for a server at its start.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Front {
@@ -40,8 +48,15 @@ pub(super) async fn serve(
         .route("/orders/{number}", get(one_order))
         .route("/cache", get(hits))
         .route("/healthz", get(async || "ok\n"))
+        .fallback(async || problem(StatusCode::NOT_FOUND, "not_found", ADDRESSES))
+        .method_not_allowed_fallback(async || {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "bad_request", ADDRESSES)
+        })
         .with_state(front);
     Output::note(&format!("the front end listens on http://{address}"));
+    if let Err(error) = client.with_timeout(LOOK).cluster().await {
+        Output::note(&format!("it waits for the cluster: {error}"));
+    }
     let stopped = terminated().map_err(CliError::failed)?;
     tokio::select! {
         result = web::serve(listener, router) => result.map_err(CliError::failed)?,
@@ -52,7 +67,11 @@ pub(super) async fn serve(
 }
 
 /// `GET /stocks/{name}`
-async fn stock(State(front): State<Front>, Path(name): Path<String>) -> Response {
+async fn stock(State(front): State<Front>, name: Result<Path<String>, PathRejection>) -> Response {
+    let name = match name {
+        Ok(Path(name)) => name,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, "bad_request", &error.to_string()),
+    };
     match front.exchange.lookup(&name).await {
         Ok(stock) => Json(stock).into_response(),
         Err(error) => front.problem(&error),
@@ -85,7 +104,14 @@ async fn order(State(front): State<Front>, body: axum::body::Bytes) -> Response 
 }
 
 /// `GET /orders/{number}`
-async fn one_order(State(front): State<Front>, Path(number): Path<u64>) -> Response {
+async fn one_order(State(front): State<Front>, number: Result<Path<u64>, PathRejection>) -> Response {
+    let number = match number {
+        Ok(Path(number)) => number,
+        Err(_) => {
+            let text = "an order is found by its number: GET /orders/0";
+            return problem(StatusCode::BAD_REQUEST, "bad_request", text);
+        }
+    };
     let query = OrdersQuery { numbers: vec![number], ..OrdersQuery::default() };
     match front.exchange.orders(&query).await {
         Ok(page) => match page.data.orders.into_iter().next() {
@@ -114,10 +140,10 @@ impl Front {
                 (status, code)
             }
             Error::NotApplied(failure) => {
-                (StatusCode::SERVICE_UNAVAILABLE, failure.code.as_deref().unwrap_or("not_applied"))
+                (StatusCode::SERVICE_UNAVAILABLE, failure.code.as_deref().unwrap_or("no_server"))
             }
             Error::Unknown(failure) => {
-                (StatusCode::GATEWAY_TIMEOUT, failure.code.as_deref().unwrap_or("unknown"))
+                (StatusCode::GATEWAY_TIMEOUT, failure.code.as_deref().unwrap_or("timeout"))
             }
         };
         problem(status, code, &error.to_string())

@@ -2,21 +2,25 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::future::pending;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::Path;
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use futures_util::future::maybe_done;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
 
+use super::log::{Log, Out};
 use crate::cli::output::CliError;
 use crate::client::Task;
 use crate::config;
@@ -24,18 +28,23 @@ use crate::services::jobs::MAX_RESULT_BYTES;
 
 /// How often it is looked whether the command says how far it is.
 const LOOK: Duration = Duration::from_millis(500);
+/// So long a command that was killed may take to end.
+const DYING: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+/// What a command has left behind in other sessions may hold its pipes open for so long.
+const PIPES: Duration = Duration::from_secs(1);
 /// So much of the end of its progress file is read.
 const PROGRESS_TAIL: u64 = 4_096;
 /// So much of the end of its stderr goes into the record of a failed attempt.
 const ERROR_TAIL: usize = 500;
 
 /// What to run for each job.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Program {
     pub(super) words: Vec<OsString>,
     pub(super) timeout: Option<Duration>,
     /// Where the commands' progress files are.
     pub(super) scratch: Arc<TempDir>,
+    pub(super) log: Log,
 }
 
 /// A process, and all that it has begun. They end with this.
@@ -70,8 +79,15 @@ impl Group {
 }
 
 impl Drop for Group {
+    /// Waits a little for its end: who drops it says that the job is let go.
     fn drop(&mut self) {
         self.kill();
+        if let Some(pid) = self.pid()
+            && let Ok(watched) = pidfd_open(pid, PidfdFlags::empty())
+        {
+            // One that does not end by then hangs in the kernel.
+            let _ = poll(&mut [PollFd::new(&watched, PollFlags::IN)], Some(&DYING));
+        }
     }
 }
 
@@ -125,7 +141,7 @@ impl Program {
             }
         };
         let result = tokio::select! {
-            result = talk(&mut group, &claim.payload) => result,
+            result = talk(&mut group, &claim.payload, &self.log) => result,
             () = follow(&progress, &task) => Err("the progress cannot be followed".to_owned()),
             () = limit => Err(format!("not done within {:?}", self.timeout.unwrap_or_default())),
         };
@@ -157,7 +173,7 @@ fn end_of(file: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
+async fn talk(group: &mut Group, payload: &str, log: &Log) -> Result<String, String> {
     let child = &mut group.0;
     let (Some(mut stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
@@ -168,14 +184,28 @@ async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
         // A command that does not read all of it has its reasons; its exit code counts.
         let _ = stdin.write_all(payload.as_bytes()).await;
     };
-    let talk = async { tokio::join!(feed, read_result(stdout), read_error(stderr)) };
-    let (status, ((), result, error)) = tokio::join!(group.ended(), talk);
+    let (mut result, mut error) = (Vec::new(), Vec::new());
+    let (status, read) = {
+        let talk = async {
+            let ((), read, ()) =
+                tokio::join!(feed, read_result(stdout, &mut result), read_error(stderr, &mut error, log));
+            read
+        };
+        let mut talk = pin!(maybe_done(talk));
+        let status = tokio::select! {
+            status = group.ended() => status,
+            () = async { (&mut talk).await; pending().await } => Err(io::ErrorKind::NotFound.into()),
+        };
+        let _ = timeout(PIPES, &mut talk).await;
+        (status, talk.take_output().unwrap_or(Ok(())))
+    };
     let status = status.map_err(|error| format!("its end cannot be waited for: {error}"))?;
     if !status.success() {
+        let error = String::from_utf8_lossy(&error);
         let error = error.trim();
         return Err(if error.is_empty() { status.to_string() } else { format!("{status}: {error}") });
     }
-    let result = result.map_err(|error| format!("its output cannot be read: {error}"))?;
+    read.map_err(|error| format!("its output cannot be read: {error}"))?;
     if result.len() > MAX_RESULT_BYTES {
         return Err(format!(
             "its output takes more than {MAX_RESULT_BYTES} bytes; store it elsewhere and print its address"
@@ -185,23 +215,19 @@ async fn talk(group: &mut Group, payload: &str) -> Result<String, String> {
 }
 
 /// One byte more than is taken, and the rest unread into nothing, so that the command does not wait for ever.
-async fn read_result(stdout: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
-    let mut result = Vec::new();
+async fn read_result(stdout: impl AsyncRead + Unpin, result: &mut Vec<u8>) -> io::Result<()> {
     let mut stdout = stdout.take(MAX_RESULT_BYTES as u64 + 1);
-    stdout.read_to_end(&mut result).await?;
-    tokio::io::copy(&mut stdout.into_inner(), &mut tokio::io::sink()).await?;
-    Ok(result)
+    stdout.read_to_end(result).await?;
+    tokio::io::copy(&mut stdout.into_inner(), &mut tokio::io::sink()).await.map(drop)
 }
 
 /// Passes the command's stderr on, and keeps the end of it.
-async fn read_error(mut stderr: impl AsyncRead + Unpin) -> String {
-    let (mut tail, mut buffer) = (Vec::new(), [0; 4096]);
+async fn read_error(mut stderr: impl AsyncRead + Unpin, tail: &mut Vec<u8>, log: &Log) {
+    let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = stderr.read(&mut buffer).await {
-        // There is nobody left to tell when stderr is closed.
-        let _ = io::stderr().write_all(&buffer[..count]);
+        log.write(Out::Stderr(buffer[..count].to_vec()));
         tail.extend_from_slice(&buffer[..count]);
         let excess = tail.len().saturating_sub(ERROR_TAIL);
         tail.drain(..excess);
     }
-    String::from_utf8_lossy(&tail).into_owned()
 }

@@ -1,11 +1,13 @@
 //! `quorate jobs`: submitting jobs, working on them, and looking at what became of them.
 
 mod command;
+mod log;
+mod result;
 mod ring;
 mod show;
+mod submit;
 mod work;
 
-use std::io::{IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -14,8 +16,7 @@ use serde_json::json;
 use self::show::{describe, job_table, queue_table, word};
 use super::connect::{ConnectFlags, background_runtime, runtime};
 use super::output::{CliError, Exit, Output, Printed};
-use super::shown::whole;
-use crate::client::{Client, Error, JobResult, JobState, Jobs, NewJob, Reply, WINDOW, is_refusal};
+use crate::client::{Client, Error, JobState, Jobs, Purged, Reply, is_refusal};
 use crate::config::{self, Config};
 use crate::services::jobs::{DEFAULT_QUEUE, JobRow, State};
 
@@ -28,12 +29,12 @@ Examples:
 
 What a job does is done at least once: a worker that is lost in the middle has done a part of it, and another one begins
 anew. That it was completed is recorded exactly once.";
-const SUBMIT_EXAMPLE: &str = "\
+const RESULT_EXAMPLE: &str = "\
 Examples:
-  quorate jobs submit --queue mails 'to: ada'
-  quorate jobs submit --queue mails --key customer-17 --delay 10m --attempts 3 'to: bob'
-  seq 1 1000 | quorate jobs submit --queue numbers --lines
-  quorate jobs submit --queue mails --wait 30s < letter.txt";
+  quorate jobs result 17
+  quorate jobs result 17 --wait 30s
+
+Exit 1: it is a dead letter, or was cancelled. Exit 3: it has not ended.";
 const WORK_EXAMPLE: &str = "\
 Example:
   quorate jobs work --queue mails --name W1 -- ./send-mail
@@ -47,10 +48,6 @@ Examples:
   quorate jobs ring --queue mails
   quorate jobs ring --queue mails --watch";
 
-/// Before a cluster that does not answer is asked again.
-const AGAIN: Duration = Duration::from_millis(500);
-/// A batch of lines has so many bytes at most: half of what a body may have, as JSON may escape some.
-const BATCH_BYTES: usize = 4 << 20;
 /// Jobs that are looked for at once.
 const PAGE: u32 = 1_000;
 
@@ -79,8 +76,7 @@ enum Action {
 #[derive(Debug, Subcommand)]
 enum Request {
     /// Put a job into a queue, and print its number
-    #[command(after_help = SUBMIT_EXAMPLE)]
-    Submit(SubmitArgs),
+    Submit(submit::SubmitArgs),
     /// Show one job
     #[command(after_help = "Example:\n  quorate jobs status 17")]
     Status {
@@ -91,7 +87,7 @@ enum Request {
     #[command(after_help = "Examples:\n  quorate jobs list --queue mails\n  quorate jobs list --state dead")]
     List(ListArgs),
     /// Print what came of a job
-    #[command(after_help = "Examples:\n  quorate jobs result 17\n  quorate jobs result 17 --wait 30s")]
+    #[command(after_help = RESULT_EXAMPLE)]
     Result {
         /// Its number
         id: u64,
@@ -131,36 +127,6 @@ enum Request {
     /// Show the queues, and how many jobs they have
     #[command(after_help = "Example:\n  quorate jobs queues")]
     Queues,
-}
-
-#[derive(Debug, Args)]
-struct SubmitArgs {
-    /// What the worker is given [default: what is on stdin]
-    payload: Option<String>,
-    /// Into which queue [default: default]
-    #[arg(long)]
-    queue: Option<String>,
-    /// Jobs of one key run one after the other, in the order of their submission
-    #[arg(long)]
-    key: Option<String>,
-    /// From 0 to 9, the highest goes first [default: 5]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
-    priority: Option<u8>,
-    /// Not before so long from now
-    #[arg(long, value_name = "TIME", value_parser = config::duration)]
-    delay: Option<Duration>,
-    /// After so many failed attempts it is a dead letter [default: 5]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
-    attempts: Option<u32>,
-    /// The pause before the second attempt, doubled each time [default: 1s]
-    #[arg(long, value_name = "TIME", value_parser = config::duration)]
-    backoff: Option<Duration>,
-    /// A job for each line of stdin
-    #[arg(long, conflicts_with_all = ["payload", "wait"])]
-    lines: bool,
-    /// Wait until it has ended, so long at most, and print what came of it
-    #[arg(long, value_name = "TIME", value_parser = config::timeout)]
-    wait: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -220,7 +186,7 @@ pub(crate) fn run(arguments: JobsArgs, config: &Config) -> Result<Exit, CliError
     match arguments.action {
         Action::Work(arguments) => {
             let name: String = config.require("name", arguments.name.clone(), config::parsed)?;
-            background_runtime()?.block_on(work::run(&client, (&queue, &name), arguments))
+            background_runtime()?.block_on(work::run(&client, (&queue, &name), arguments, connection.json))
         }
         Action::Ring(arguments) => runtime()?.block_on(ring::show(&client, &queue, &arguments, output)),
         Action::Request(request) => runtime()?.block_on(async {
@@ -240,16 +206,22 @@ async fn perform(
 ) -> Result<Exit, CliError> {
     let jobs = client.jobs();
     let asked = match request {
-        Request::Submit(arguments) if arguments.lines => return submit_lines(client, queue, arguments).await,
-        Request::Submit(arguments) => return submit(client, queue, arguments, output).await,
-        Request::Result { id, wait } => return result(client, id, wait, output).await,
-        Request::Retry { dead: Some(queue), .. } => return retry_dead(&jobs, &queue).await,
-        Request::Purge { queue } => return purge(&jobs, &queue, output).await,
+        Request::Submit(arguments) => return submit::run(client, queue, arguments, output).await,
+        Request::Result { id, wait } => {
+            return match result::find(client, id, wait).await {
+                Ok(job) => result::show(&job, output, CliError::from),
+                Err(error) => refused(error, output),
+            };
+        }
+        Request::Retry { dead: Some(queue), .. } => return retry_dead(&jobs, &queue, output).await,
+        Request::Purge { queue } => return purged(jobs.purge(&queue).await, output),
         Request::Cancel { id } => return changed(jobs.cancel(id).await, output),
         Request::Retry { id, dead: None } => {
             return changed(jobs.retry(id.unwrap_or_default()).await, output);
         }
-        Request::Status { id } => jobs.result(id).await.map(|job| Printed::new(describe(&job), body(&job))),
+        Request::Status { id } => {
+            jobs.result(id).await.map(|job| Printed::new(describe(&job), json!(*job).to_string()))
+        }
         Request::Queues => jobs
             .queues()
             .await
@@ -295,133 +267,6 @@ fn changed(reply: Result<Reply<JobState>, Error>, output: Output) -> Result<Exit
     }
 }
 
-fn body(job: &JobResult) -> String {
-    json!(job).to_string()
-}
-
-async fn submit(
-    client: &Client,
-    queue: &str,
-    arguments: SubmitArgs,
-    output: Output,
-) -> Result<Exit, CliError> {
-    let wait = arguments.wait;
-    let payload = match &arguments.payload {
-        Some(payload) => payload.clone(),
-        None => stdin()?,
-    };
-    match client.jobs().submit(&new_job(&arguments, queue, payload)).await {
-        Ok(submitted) if wait.is_some() => {
-            Output::note(&format!("job {}", submitted.id));
-            // It is submitted: whatever comes now, it is not to be submitted again.
-            result(client, submitted.id, wait, output).await.map_err(|error| match error.exit {
-                Exit::Failed => {
-                    let message = format!("job {} is submitted; {}", submitted.id, error.message);
-                    CliError { exit: Exit::Unknown, message, ..error }
-                }
-                _ => error,
-            })
-        }
-        Ok(submitted) => done(&Printed::new(submitted.id.to_string(), submitted.body), output),
-        Err(error) => refused(error, output),
-    }
-}
-
-fn new_job(arguments: &SubmitArgs, queue: &str, payload: String) -> NewJob {
-    NewJob {
-        queue: arguments.queue.as_deref().unwrap_or(queue).to_owned(),
-        payload,
-        key: arguments.key.clone(),
-        priority: arguments.priority,
-        delay: arguments.delay.unwrap_or_default(),
-        attempts: arguments.attempts,
-        backoff: arguments.backoff,
-    }
-}
-
-fn stdin() -> Result<String, CliError> {
-    if std::io::stdin().is_terminal() {
-        Output::note("the payload is read from stdin; end it with Ctrl-D");
-    }
-    let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|error| CliError::usage(format!("the payload cannot be read from stdin: {error}")))?;
-    Ok(text)
-}
-
-/// Each line is a job; many go at once. What could not be submitted for certain, or in doubt, is told by its line.
-async fn submit_lines(client: &Client, queue: &str, arguments: SubmitArgs) -> Result<Exit, CliError> {
-    let text = stdin()?;
-    let jobs: Vec<NewJob> = text.lines().map(|line| new_job(&arguments, queue, line.to_owned())).collect();
-    let (mut first, mut refused, mut rest) = (1, 0, &jobs[..]);
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fits = rest.iter().take(WINDOW).take_while(|job| {
-            bytes += json!(job.payload).to_string().len();
-            bytes <= BATCH_BYTES
-        });
-        let (batch, behind) = rest.split_at(fits.count().max(1));
-        rest = behind;
-        let last = first + batch.len() - 1;
-        let results = client.jobs().submit_all(batch).await.map_err(|error| {
-            let error = CliError::from(error);
-            CliError { message: format!("lines {first} to {last}: {}", error.message), ..error }
-        })?;
-        for (line, result) in (first..).zip(&results.data) {
-            match result {
-                Ok(reply) => {
-                    Output::line(&reply["id"].to_string()).map_err(|error| CliError::unseen(&error))?
-                }
-                Err(problem) => {
-                    refused += 1;
-                    Output::error(&format!("line {line}: {problem}"));
-                }
-            }
-        }
-        first = last + 1;
-    }
-    Ok(if refused > 0 { Exit::Failed } else { Exit::Done })
-}
-
-/// Prints what came of a job. Exit 1: nothing, or not yet.
-async fn result(client: &Client, id: u64, wait: Option<Duration>, output: Output) -> Result<Exit, CliError> {
-    let jobs = client.jobs();
-    let found = match wait {
-        None => jobs.result(id).await,
-        Some(wait) => match tokio::time::timeout(wait, wait_for(&jobs, id)).await {
-            Ok(found) => found,
-            Err(_) => jobs.result(id).await,
-        },
-    };
-    let job = match found {
-        Ok(job) => job,
-        Err(error) => return refused(error, output),
-    };
-    match (&job.result, job.job.state) {
-        (Some(result), _) => {
-            output.reply(&Printed::new(whole(result.clone()), body(&job)))?;
-            Ok(Exit::Done)
-        }
-        (None, state) => {
-            // A program reads how it stands.
-            output.body(&body(&job))?;
-            let error = job.job.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-            Err(CliError::failed(format!("job {id} has no result, it is {}{error}", word(state))))
-        }
-    }
-}
-
-/// A cluster that is away for a moment does not end the wait.
-async fn wait_for(jobs: &Jobs, id: u64) -> Result<Reply<JobResult>, Error> {
-    loop {
-        match jobs.wait(id).await {
-            Err(error) if error.refused().is_none() => tokio::time::sleep(AGAIN).await,
-            ended => return ended,
-        }
-    }
-}
-
 async fn all_dead(jobs: &Jobs, queue: Option<&str>) -> Result<Vec<JobRow>, Error> {
     let queues: Vec<String> = match queue {
         Some(queue) => vec![queue.to_owned()],
@@ -443,37 +288,33 @@ async fn all_dead(jobs: &Jobs, queue: Option<&str>) -> Result<Vec<JobRow>, Error
 }
 
 /// Prints how many could be put back; who is first to put one back does not matter.
-async fn retry_dead(jobs: &Jobs, queue: &str) -> Result<Exit, CliError> {
+async fn retry_dead(jobs: &Jobs, queue: &str, output: Output) -> Result<Exit, CliError> {
     let mut count = 0;
-    for job in all_dead(jobs, Some(queue)).await? {
+    let dead = match all_dead(jobs, Some(queue)).await {
+        Ok(dead) => dead,
+        Err(error) => return refused(error, output),
+    };
+    for job in dead {
         match jobs.retry(job.id).await {
             Ok(_) => count += 1,
             Err(error) if is_refusal(&error, "not_ended") || is_refusal(&error, "already_done") => {}
             Err(error) => {
                 Output::note(&format!("{count} were put back before job {}", job.id));
-                return Err(error.into());
+                return refused(error, output);
             }
         }
     }
-    Output::line(&count.to_string()).map_err(|error| CliError::unseen(&error))?;
-    Ok(Exit::Done)
+    done(&Printed::new(count.to_string(), json!({ "jobs": count }).to_string()), output)
 }
 
-async fn purge(jobs: &Jobs, queue: &str, output: Output) -> Result<Exit, CliError> {
-    let mut count = 0;
-    loop {
-        let purged = match jobs.purge(queue).await {
-            Ok(purged) => purged,
-            Err(error) => return refused(error, output),
-        };
-        count += purged.jobs;
-        if !purged.more {
-            let rest = if purged.gone { "; the queue is gone" } else { "; the queue is still in use" };
-            Output::note(&format!("{count} jobs forgotten{rest}"));
-            return done(
-                &Printed::new(count.to_string(), json!({"jobs": count, "gone": purged.gone}).to_string()),
-                output,
-            );
+fn purged(reply: Result<Reply<Purged>, Error>, output: Output) -> Result<Exit, CliError> {
+    match reply {
+        Ok(reply) => {
+            let Purged { jobs, gone } = reply.data;
+            let rest = if gone { "; the queue goes with them" } else { "; the queue is still in use" };
+            Output::note(&format!("{jobs} jobs are forgotten{rest}"));
+            done(&Printed::new(jobs.to_string(), reply.body), output)
         }
+        Err(error) => refused(error, output),
     }
 }

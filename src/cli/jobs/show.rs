@@ -24,7 +24,9 @@ pub(super) fn job_table(jobs: &[JobRow]) -> String {
         "progress or error",
     ]);
     for job in jobs {
-        let told = job.error.as_deref().filter(|_| job.progress.is_empty()).unwrap_or(&job.progress);
+        // What an attempt before the last one failed by is no news once it is done.
+        let failed = job.progress.is_empty() && job.state != State::Done;
+        let told = job.error.as_deref().filter(|_| failed).unwrap_or(&job.progress);
         table.add_row([
             job.id.to_string(),
             cell(&job.queue),
@@ -87,7 +89,7 @@ pub(super) fn describe(found: &JobResult) -> String {
         }),
     );
     add("progress", Some(cell(&job.progress)).filter(|text| !text.is_empty()));
-    add("error", job.error.as_deref().map(cell));
+    add(if job.state == State::Done { "had failed" } else { "error" }, job.error.as_deref().map(cell));
     add("ended", job.ended_ms.map(status::utc));
     add("payload", Some(cell(&found.payload)));
     add("result", found.result.as_deref().map(cell));

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::command::Program;
+use super::log::{Log, Out};
 use super::show::word;
-use crate::cli::output::{CliError, Exit, Output};
-use crate::client::{Client, DEFAULT_LEASE, Stop, WorkerEvent};
+use crate::cli::output::{CliError, Exit};
+use crate::client::{Client, DEFAULT_LEASE, Stop, Tally, WorkerEvent};
 use crate::config;
 use crate::services::jobs::SLOTS;
 
@@ -24,13 +26,13 @@ pub(super) struct WorkArgs {
     /// The worker's name, which no other one in the queue has
     #[arg(long)]
     pub(super) name: Option<String>,
-    /// It is taken for dead, and its job is given to another one, after this time without a word [default: 5s]
+    /// It is taken for dead, and its job is given to another one, after this time without a word, 500ms to 1h [default: 5s]
     #[arg(long, value_name = "TIME", value_parser = config::timeout)]
     lease: Option<Duration>,
     /// An attempt that takes longer has failed
     #[arg(long, value_name = "TIME", value_parser = config::timeout)]
     job_timeout: Option<Duration>,
-    /// End when the queue has nothing left to do
+    /// End when the queue has nothing left to do; with 1 if jobs are dead letters since this began
     #[arg(long)]
     until_empty: bool,
     /// Tell of troubles alone
@@ -45,31 +47,46 @@ pub(super) async fn run(
     client: &Client,
     (queue, name): (&str, &str),
     arguments: WorkArgs,
+    as_json: bool,
 ) -> Result<Exit, CliError> {
     super::command::check(&arguments.command)?;
     let scratch = tempfile::Builder::new().prefix("quorate-worker-").tempdir().map_err(|error| {
         CliError::failed(format!("there is no room for temporary files (TMPDIR says where): {error}"))
     })?;
-    let program =
-        Program { words: arguments.command, timeout: arguments.job_timeout, scratch: Arc::new(scratch) };
+    let log = Log::start();
+    let program = Program {
+        words: arguments.command,
+        timeout: arguments.job_timeout,
+        scratch: Arc::new(scratch),
+        log: log.clone(),
+    };
     let worker = client
         .worker(arguments.queue.as_deref().unwrap_or(queue), name)
         .lease(arguments.lease.unwrap_or(DEFAULT_LEASE))
         .until_empty(arguments.until_empty);
     let (stop, stopped) = watch::channel(Stop::No);
-    let signals = listen(stop)?;
-    let quiet = arguments.quiet;
-    let done = tokio::select! {
-        done = worker.run(|task| program.clone().run(task), stopped, |event| tell(&event, quiet)) => done?,
-        () = signals => 0,
+    let signals = listen(stop, log.clone())?;
+    let told = |event: WorkerEvent| match as_json {
+        true => log.write(Out::Line(as_line(&event))),
+        false => tell(&event, arguments.quiet).into_iter().for_each(|text| log.write(Out::Note(text))),
+    };
+    let tally = tokio::select! {
+        tally = worker.run(|task| program.clone().run(task), stopped, told) => tally?,
+        () = signals => Tally::default(),
     };
     super::super::client::close(client).await;
-    Output::note(&format!("{done} jobs done"));
-    Ok(Exit::Done)
+    let dead = match tally.dead {
+        0 => String::new(),
+        dead => format!(", and {dead} dead: `quorate jobs dead` shows them"),
+    };
+    log.write(Out::Note(format!("{} jobs done{dead}", tally.done)));
+    log.finish().await;
+    // One that is run for what is there has not done it all; one that goes on for ever is not judged by its jobs.
+    Ok(if arguments.until_empty && tally.dead > 0 { Exit::Failed } else { Exit::Done })
 }
 
 /// The first signal: after this job. The second: at once.
-fn listen(stop: watch::Sender<Stop>) -> Result<impl Future<Output = ()>, CliError> {
+fn listen(stop: watch::Sender<Stop>, log: Log) -> Result<impl Future<Output = ()>, CliError> {
     let failed = |error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -88,7 +105,7 @@ fn listen(stop: watch::Sender<Stop>) -> Result<impl Future<Output = ()>, CliErro
                 _ = interrupt.recv() => {}
                 _ = hangup.recv() => {}
             }
-            Output::note(text);
+            log.write(Out::Note(text.to_owned()));
             stop.send_replace(when);
         }
         // The worker ends this.
@@ -96,8 +113,29 @@ fn listen(stop: watch::Sender<Stop>) -> Result<impl Future<Output = ()>, CliErro
     })
 }
 
-fn tell(event: &WorkerEvent, quiet: bool) {
-    let text = match event {
+/// For a program: an event as a line of JSON.
+fn as_line(event: &WorkerEvent) -> String {
+    let line = match event {
+        WorkerEvent::Joined(member) => json!({"event": "joined", "member": member}),
+        WorkerEvent::NameTaken(why) => json!({"event": "name_taken", "detail": why}),
+        WorkerEvent::Begun(claim) => {
+            json!({"event": "begun", "job": claim.id, "attempt": claim.attempt, "token": claim.token, "key": claim.key})
+        }
+        WorkerEvent::Ended { id, state, error } => {
+            json!({"event": "ended", "job": id, "state": state, "error": error})
+        }
+        WorkerEvent::Lost { id, cause } => json!({"event": "lost", "job": id, "detail": cause}),
+        WorkerEvent::SlotsLost(runs) => json!({"event": "slots_lost", "slots": runs}),
+        WorkerEvent::Evicted => json!({"event": "evicted"}),
+        WorkerEvent::Trouble(error) => json!({"event": "trouble", "detail": error.to_string()}),
+        WorkerEvent::Recovered => json!({"event": "recovered"}),
+    };
+    line.to_string()
+}
+
+/// For a person; nothing, if this one wants to hear of troubles alone.
+fn tell(event: &WorkerEvent, quiet: bool) -> Option<String> {
+    Some(match event {
         WorkerEvent::NameTaken(why) => format!("{why}. Waiting for that"),
         WorkerEvent::Joined(_)
         | WorkerEvent::Begun(_)
@@ -105,7 +143,7 @@ fn tell(event: &WorkerEvent, quiet: bool) {
         | WorkerEvent::SlotsLost(_)
             if quiet =>
         {
-            return;
+            return None;
         }
         WorkerEvent::Joined(member) => format!("joined as member {member}"),
         WorkerEvent::Begun(claim) => format!("job {}: attempt {}", claim.id, claim.attempt),
@@ -121,7 +159,7 @@ fn tell(event: &WorkerEvent, quiet: bool) {
         WorkerEvent::Evicted => {
             "evicted: nothing was heard of this worker for its lease. Joining again".to_owned()
         }
-        WorkerEvent::Trouble(error) => format!("{error}; trying again"),
-    };
-    Output::note(&text);
+        WorkerEvent::Trouble(error) => format!("{error}; trying again until it answers"),
+        WorkerEvent::Recovered => "the cluster answers again".to_owned(),
+    })
 }

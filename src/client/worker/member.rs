@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use crate::client::{Event, Result, Watch};
+use super::run::PAUSE;
+use crate::client::{Client, Event, Position};
 use crate::services::jobs::{Claim, JobEvent, Phase, ReadyEvent, RingEvent, SLOTS, Standing};
 
 /// A membership.
@@ -21,11 +22,13 @@ pub(super) struct Member {
     /// What it owns: first and last slot of each run.
     pub(super) owns: Vec<(u32, u32)>,
     pub(super) job: Option<Held>,
+    /// The work of a job that is no longer this worker's, until it has ended.
+    pub(super) ending: Option<Held>,
     /// There may be something to claim.
     pub(super) curious: bool,
     /// Up to this revision there was nothing.
     pub(super) nothing_at: u64,
-    pub(super) events: Watch,
+    pub(super) events: Events,
 }
 
 /// A job that this worker has.
@@ -37,9 +40,66 @@ pub(super) struct Held {
     pub(super) outcome: Option<Result<String, String>>,
 }
 
+impl Held {
+    /// Ends the work, and waits until it has ended.
+    pub(super) async fn end(mut self) {
+        self.work.abort();
+        if self.outcome.is_none() {
+            // However it ended.
+            let _ = (&mut self.work).await;
+        }
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         self.work.abort();
+    }
+}
+
+/// What may concern a worker: jobs that can be claimed, or were cancelled, and the ring. It is followed by a task, so that what
+/// else a worker does leaves a connection alone that is being made.
+pub(super) struct Events {
+    /// None: some may have been missed.
+    inbox: mpsc::Receiver<Option<Event>>,
+    task: JoinHandle<()>,
+}
+
+/// Events that wait for the worker.
+const WAITING: usize = 64;
+
+impl Events {
+    pub(super) fn follow(client: Client, queue: &str, from: Position) -> Self {
+        let topics = ["ready", "cancelled", "ring"].map(|kind| format!("{kind}:{queue}"));
+        let (events, inbox) = mpsc::channel(WAITING);
+        let task = tokio::spawn(async move {
+            let mut from = Some(from);
+            loop {
+                let mut watch = client.watch("jobs", &topics.each_ref().map(String::as_str), from.take());
+                while let Ok(event) = watch.next().await {
+                    if events.send(Some(event)).await.is_err() {
+                        return;
+                    }
+                }
+                // The watch begins anew; what was missed is looked for.
+                if events.send(None).await.is_err() {
+                    return;
+                }
+                sleep(PAUSE).await;
+            }
+        });
+        Self { inbox, task }
+    }
+
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        // The task goes on for as long as this is there.
+        self.inbox.recv().await.flatten()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
@@ -47,7 +107,7 @@ impl Drop for Held {
 pub(super) const EVERYTHING: (u32, u32) = (0, SLOTS - 1);
 
 impl Member {
-    pub(super) fn new(standing: &Standing, sent: Instant, events: Watch) -> Self {
+    pub(super) fn new(standing: &Standing, sent: Instant, events: Events) -> Self {
         let mut member = Self {
             id: standing.member,
             lease_end: sent,
@@ -55,6 +115,7 @@ impl Member {
             acknowledged: (0, Phase::Normal),
             owns: Vec::new(),
             job: None,
+            ending: None,
             curious: true,
             nothing_at: 0,
             events,
@@ -77,13 +138,18 @@ impl Member {
         }
     }
 
+    /// The token of the job that it works on; 0 for none.
+    pub(super) fn token(&self) -> u64 {
+        self.job.as_ref().or(self.ending.as_ref()).map_or(0, |held| held.claim.token)
+    }
+
     /// When the lease ends, if there is a job that hangs on it.
     pub(super) fn lease_end(&self) -> Option<Instant> {
         self.job.is_some().then_some(self.lease_end)
     }
 
-    /// Takes note of an event; gives the job that was cancelled.
-    pub(super) fn saw(&mut self, event: Event) -> Option<Held> {
+    /// Takes note of an event. True: the job that it has was cancelled.
+    pub(super) fn saw(&mut self, event: Event) -> bool {
         match event.topic.split(':').next().unwrap_or_default() {
             "ring" => {
                 if let Ok(ring) = serde_json::from_value::<RingEvent>(event.data)
@@ -93,8 +159,13 @@ impl Member {
                 }
             }
             "cancelled" => {
-                let cancelled = serde_json::from_value::<JobEvent>(event.data).ok()?;
-                return self.job.take_if(|held| held.claim.id == cancelled.job);
+                // An event from before the claim is of an earlier attempt: a token is the revision of its claim.
+                let of = |held: &Held, job: u64| {
+                    held.claim.id == job && event.position.revision > held.claim.token
+                };
+                if let Ok(cancelled) = serde_json::from_value::<JobEvent>(event.data) {
+                    return self.job.as_ref().is_some_and(|held| of(held, cancelled.job));
+                }
             }
             // What an empty claim has seen needs no other one.
             _ if event.position.revision <= self.nothing_at => {}
@@ -105,7 +176,7 @@ impl Member {
                 }
             }
         }
-        None
+        false
     }
 }
 

@@ -79,8 +79,19 @@ pub enum WorkerEvent {
     SlotsLost(Vec<(u32, u32)>),
     /// It was evicted, and joins again. It owns no slots any more.
     Evicted,
-    /// The cluster does not answer as it should. It tries again.
+    /// The cluster does not answer as it should. It tries again; what comes of that is told only when it has changed.
     Trouble(Error),
+    /// After a [`WorkerEvent::Trouble`]: the cluster answers again.
+    Recovered,
+}
+
+/// What came of the jobs that a worker had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// So many were completed,
+    pub done: u64,
+    /// and so many had their last attempt here, and are dead letters.
+    pub dead: u64,
 }
 
 /// A worker that is about to run.
@@ -120,7 +131,7 @@ impl Worker {
     }
 
     /// Joins, and works until `stop` says otherwise. `work` does a job: its text is the result, its error fails the attempt.
-    /// Its future is dropped when the job is no longer this worker's. Returns how many jobs were completed.
+    /// Its future is dropped when the job is no longer this worker's. Returns what came of its jobs.
     ///
     /// # Errors
     /// A refusal that will not pass: a name that is not taken, a queue with too many workers. Whatever may pass is
@@ -130,7 +141,7 @@ impl Worker {
         work: W,
         stop: watch::Receiver<Stop>,
         tell: impl Fn(WorkerEvent) + Send + Sync,
-    ) -> Result<u64>
+    ) -> Result<Tally>
     where
         W: Fn(Task) -> F + Send + Sync,
         F: Future<Output = Result<String, String>> + Send + 'static,

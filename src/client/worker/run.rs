@@ -10,21 +10,21 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinError;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use super::member::{EVERYTHING, Held, Member, lost};
-use super::{Stop, Task, Worker, WorkerEvent};
-use crate::client::{Client, Error, Event, Position, Reply, Result, Watch, is_refusal};
+use super::member::{EVERYTHING, Events, Held, Member, lost};
+use super::{Stop, Tally, Task, Worker, WorkerEvent};
+use crate::client::{Client, Error, Event, Position, Reply, Result, is_refusal};
 use crate::services::jobs::{Claim, MemberRow, Phase, Standing, State};
 
 /// After a failure that may pass.
-const PAUSE: Duration = Duration::from_millis(200);
+pub(super) const PAUSE: Duration = Duration::from_millis(200);
 /// While another worker has the name.
 const NAME_PAUSE: Duration = Duration::from_millis(500);
 /// Heartbeats come three times in a lease, but as often as this: they tell what events may have missed.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(5);
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
-/// Who is to end at once waits so long for its leave.
+/// Who is to end at once waits so long for the end of its work, and for its leave.
 const LEAVE: Duration = Duration::from_secs(2);
 
 pub(super) struct Run<W, T> {
@@ -34,7 +34,11 @@ pub(super) struct Run<W, T> {
     stop: watch::Receiver<Stop>,
     work: W,
     tell: T,
-    done: u64,
+    tally: Tally,
+    /// Tells the cluster this worker from another one of the same client and name.
+    number: u32,
+    /// The last thing that was asked of the cluster was not answered as it should.
+    in_trouble: bool,
 }
 
 #[derive(Deserialize)]
@@ -65,8 +69,10 @@ enum End {
 }
 
 enum Happened {
-    Event(Result<Event>),
+    Event(Option<Event>),
     Heartbeat,
+    /// The work of a job that is no longer its own has ended.
+    Ended,
     Outcome(Result<Result<String, String>, JoinError>),
     LeaseOver,
     Stop,
@@ -99,29 +105,33 @@ where
         // So that there is time for a second attempt.
         let limit = worker.client.timeout.min(worker.lease / 2);
         let client = worker.client.with_timeout(limit);
-        Self { worker, client, heartbeats, stop, work, tell, done: 0 }
+        Self {
+            worker,
+            client,
+            heartbeats,
+            stop,
+            work,
+            tell,
+            tally: Tally::default(),
+            number: rand::random(),
+            in_trouble: false,
+        }
     }
 
-    pub(super) async fn run(mut self) -> Result<u64> {
+    pub(super) async fn run(mut self) -> Result<Tally> {
         while let Some(mut member) = self.join().await? {
             if self.serve(&mut member).await? {
                 break;
             }
         }
-        Ok(self.done)
-    }
-
-    /// What may concern this worker: jobs that can be claimed, or were cancelled, and the ring.
-    fn watch(&self, from: Option<Position>) -> Watch {
-        let topics = ["ready", "cancelled", "ring"].map(|kind| format!("{kind}:{}", self.worker.queue));
-        self.client.watch("jobs", &topics.each_ref().map(String::as_str), from)
+        Ok(self.tally)
     }
 
     /// Becomes a member; nothing if it is to stop before.
     async fn join(&mut self) -> Result<Option<Member>> {
         let body = json!({
             "queue": self.worker.queue, "worker": self.worker.name,
-            "lease_ms": u64::try_from(self.worker.lease.as_millis()).unwrap_or(u64::MAX),
+            "lease_ms": u64::try_from(self.worker.lease.as_millis()).unwrap_or(u64::MAX), "run": self.number,
         });
         let mut told = false;
         while *self.stop.borrow() == Stop::No {
@@ -132,9 +142,11 @@ where
             };
             let pause = match joined {
                 Ok(joined) => {
+                    self.recovered();
                     let Joined { standing, revision } = joined.data;
                     (self.tell)(WorkerEvent::Joined(standing.member));
-                    let events = self.watch(Some(Position::after(revision)));
+                    let from = Position::after(revision);
+                    let events = Events::follow(self.client.clone(), &self.worker.queue, from);
                     return Ok(Some(Member::new(&standing, sent, events)));
                 }
                 Err(error) if is_refusal(&error, "worker_exists") => {
@@ -145,13 +157,25 @@ where
                 }
                 Err(error) if error.refused().is_some() => return Err(error),
                 Err(error) => {
-                    (self.tell)(WorkerEvent::Trouble(error));
+                    self.trouble(error);
                     PAUSE
                 }
             };
             sleep(pause).await;
         }
         Ok(None)
+    }
+
+    fn trouble(&mut self, error: Error) {
+        if !std::mem::replace(&mut self.in_trouble, true) {
+            (self.tell)(WorkerEvent::Trouble(error));
+        }
+    }
+
+    fn recovered(&mut self) {
+        if std::mem::take(&mut self.in_trouble) {
+            (self.tell)(WorkerEvent::Recovered);
+        }
     }
 
     /// Serves until the membership ends. True: so does the worker.
@@ -162,19 +186,48 @@ where
                 Ok(false) => {}
                 Err(End::Refused(error)) => return Err(error),
                 Err(End::Evicted) => {
-                    let job = member.job.take();
-                    self.lose(job, "the lease had ended");
+                    self.lose(member, "the lease had ended");
                     (self.tell)(WorkerEvent::Evicted);
+                    if let Some(held) = member.ending.take() {
+                        // Longer than that it is waited for by nobody: the job is others' already.
+                        let _ = timeout(LEAVE, held.end()).await;
+                    }
                     return Ok(false);
                 }
             }
         }
     }
 
-    /// Tells that a job is no longer this worker's; its work ends with it.
-    fn lose(&self, job: Option<Held>, cause: &str) {
-        if let Some(held) = job {
+    /// The job that it has, if it has one, is no longer this worker's: its work is ended.
+    fn lose(&self, member: &mut Member, cause: &str) {
+        if let Some(held) = member.job.take() {
             (self.tell)(WorkerEvent::Lost { id: held.claim.id, cause: cause.to_owned() });
+            if held.outcome.is_none() {
+                held.work.abort();
+                member.ending = Some(held);
+            }
+        }
+    }
+
+    /// Takes note of how the cluster sees it, by the reply to what was sent at `sent`.
+    fn stands(&self, member: &mut Member, standing: &Standing, sent: Instant) {
+        // What it is still to tell of is told all the same: it may be that only the reply was lost.
+        let is_gone = |held: &Held| held.claim.token != standing.token && held.outcome.is_none();
+        if member.job.as_ref().is_some_and(is_gone) {
+            self.lose(member, "it was cancelled, or given to another worker");
+        }
+        member.stands(standing, sent);
+    }
+
+    /// Waits for something; a lease that ends meanwhile ends the job. Nothing: it is to stop at once.
+    async fn meanwhile<R>(&self, member: &mut Member, wanted: impl Future<Output = R>) -> Option<R> {
+        let mut wanted = pin!(wanted);
+        loop {
+            tokio::select! {
+                done = &mut wanted => return Some(done),
+                () = at(member.lease_end()) => self.lose(member, "its lease could not be extended"),
+                () = told_now(self.stop.clone()) => return None,
+            }
         }
     }
 
@@ -182,8 +235,14 @@ where
     /// left.
     async fn step(&mut self, member: &mut Member) -> Result<bool, End> {
         let stop = *self.stop.borrow_and_update();
-        if stop == Stop::Now || stop == Stop::AfterJob && member.job.is_none() {
-            member.job = None;
+        let is_free = member.job.is_none() && member.ending.is_none();
+        if stop == Stop::Now || stop == Stop::AfterJob && is_free {
+            if let Some(held) = member.job.take().or(member.ending.take())
+                && timeout(LEAVE, held.end()).await.is_err()
+            {
+                // It goes on: nobody is to have the job, or the next one of its key, before the lease ends.
+                return Ok(true);
+            }
             // Without it the lease ends by itself.
             let leave = json!({ "member": member.id });
             let client = self.client.with_timeout(LEAVE.min(self.client.timeout));
@@ -196,19 +255,19 @@ where
         if member.job.as_ref().is_some_and(|held| held.outcome.is_some()) {
             return self.report(member).await.map(|()| false);
         }
-        if member.job.is_none() && std::mem::take(&mut member.curious) && self.claim(member).await? {
+        if is_free && std::mem::take(&mut member.curious) && self.claim(member).await? {
             return Ok(false);
         }
         match self.wait(member).await {
-            Happened::Event(Ok(event)) => {
-                let cancelled = member.saw(event);
-                member.curious |= cancelled.is_some();
-                self.lose(cancelled, "it was cancelled");
+            Happened::Event(Some(event)) => {
+                if member.saw(event) {
+                    self.lose(member, "it was cancelled");
+                }
             }
-            // The watch begins anew; what was missed is looked for.
-            Happened::Event(Err(_)) => {
-                sleep(PAUSE).await;
-                member.events = self.watch(None);
+            // Some may have been missed.
+            Happened::Event(None) => member.curious = true,
+            Happened::Ended => {
+                member.ending = None;
                 member.curious = true;
             }
             Happened::Heartbeat => self.heartbeat(member).await?,
@@ -218,10 +277,7 @@ where
                     held.outcome = Some(outcome);
                 }
             }
-            Happened::LeaseOver => {
-                let job = member.job.take();
-                self.lose(job, "its lease could not be extended");
-            }
+            Happened::LeaseOver => self.lose(member, "its lease could not be extended"),
             Happened::Stop => {}
         }
         Ok(false)
@@ -242,8 +298,16 @@ where
                 None => pending().await,
             }
         };
+        let ended = async {
+            match &mut member.ending {
+                // However it ended.
+                Some(held) => drop((&mut held.work).await),
+                None => pending().await,
+            }
+        };
         tokio::select! {
             outcome = work => Happened::Outcome(outcome),
+            () = ended => Happened::Ended,
             event = member.events.next() => Happened::Event(event),
             _ = self.heartbeats.tick() => Happened::Heartbeat,
             () = at(lease_end) => Happened::LeaseOver,
@@ -253,40 +317,36 @@ where
 
     /// A command of the member. Nothing: it may be tried again later.
     async fn command<R: DeserializeOwned>(
-        &self,
+        &mut self,
         member: &mut Member,
         command: &str,
         body: Value,
     ) -> Result<Option<Reply<R>>, End> {
-        let mut request = pin!(self.client.command("jobs", command, &body));
-        let result = loop {
-            tokio::select! {
-                result = &mut request => break result,
-                () = at(member.lease_end()) => {
-                    let job = member.job.take();
-                    self.lose(job, "its lease could not be extended");
-                }
-                () = told_now(self.stop.clone()) => return Ok(None),
-            }
-        };
+        let request = self.client.command("jobs", command, &body);
+        let Some(result) = self.meanwhile(member, request).await else { return Ok(None) };
+        let answered = result
+            .as_ref()
+            .map_or_else(|error| error.refused().is_some_and(|refused| refused.is_by_service()), |_| true);
+        if answered {
+            self.recovered();
+        }
         match result {
             Ok(reply) => Ok(Some(reply)),
             Err(error) if is_refusal(&error, "unknown_member") => Err(End::Evicted),
-            Err(error) if error.refused().is_some_and(|refused| refused.is_by_service()) => {
-                Err(End::Refused(error))
-            }
+            Err(error) if answered => Err(End::Refused(error)),
             Err(error) => {
-                (self.tell)(WorkerEvent::Trouble(error));
-                sleep(PAUSE).await;
+                self.trouble(error);
+                self.meanwhile(member, sleep(PAUSE)).await;
                 Ok(None)
             }
         }
     }
 
     /// Tells that a phase was heard. Before the second one, whoever works here learns what it will not own any more.
-    async fn acknowledge(&self, member: &mut Member, (epoch, phase): (u64, Phase)) -> Result<(), End> {
+    async fn acknowledge(&mut self, member: &mut Member, (epoch, phase): (u64, Phase)) -> Result<(), End> {
         if phase == Phase::Synchronise {
-            let own = self.own_row(member.id).await;
+            let row = self.own_row(member.id);
+            let own = self.meanwhile(member, row).await.flatten();
             let unknown = vec![EVERYTHING];
             let next = own.as_ref().map_or(&unknown, |own| &own.next_owns);
             // Where the ring cannot be read, nothing that is kept counts, and everything may be its own.
@@ -296,15 +356,14 @@ where
             }
             member.owns.clone_from(next);
         }
-        let token = member.job.as_ref().map_or(0, |held| held.claim.token);
-        let body = json!({"member": member.id, "epoch": epoch, "phase": phase, "token": token});
+        let body = json!({"member": member.id, "epoch": epoch, "phase": phase, "token": member.token()});
         let sent = Instant::now();
         match self.command::<Standing>(member, "acknowledge", body).await {
             Ok(Some(standing)) => {
                 member.acknowledged = (epoch, phase);
                 // A ring that has changed may have something for this worker.
                 member.curious = true;
-                member.stands(&standing, sent);
+                self.stands(member, &standing, sent);
                 Ok(())
             }
             Ok(None) => {
@@ -322,21 +381,16 @@ where
         ring.data.workers.into_iter().find(|worker| worker.member == member)
     }
 
-    async fn heartbeat(&self, member: &mut Member) -> Result<(), End> {
-        let (token, progress) = member
-            .job
-            .as_ref()
-            .map_or((0, String::new()), |held| (held.claim.token, held.progress.borrow().clone()));
-        let body = json!({"member": member.id, "token": token, "progress": progress});
+    async fn heartbeat(&mut self, member: &mut Member) -> Result<(), End> {
+        let progress = member.job.as_ref().map_or_else(String::new, |held| held.progress.borrow().clone());
+        let body = json!({"member": member.id, "token": member.token(), "progress": progress});
         let sent = Instant::now();
         let Some(standing) = self.command::<Standing>(member, "heartbeat", body).await? else {
             return Ok(());
         };
-        let gone = member.job.take_if(|held| held.claim.token != standing.token);
-        self.lose(gone, "it was cancelled, or given to another worker");
         // An event may have been missed.
         member.curious = true;
-        member.stands(&standing, sent);
+        self.stands(member, &standing, sent);
         Ok(())
     }
 
@@ -368,8 +422,8 @@ where
 
     /// Has the queue nothing left that a worker could do, now or later?
     async fn is_empty(&self) -> bool {
-        let queues = self.client.jobs().queues().await.unwrap_or_default();
-        queues.iter().find(|queue| queue.name == self.worker.queue).is_some_and(|queue| {
+        let queue = self.client.jobs().queue(&self.worker.queue).await.ok().flatten();
+        queue.is_some_and(|queue| {
             let jobs = queue.jobs;
             jobs.waiting + jobs.delayed + jobs.ready + jobs.running == 0
         })
@@ -390,7 +444,8 @@ where
         };
         match self.command::<Outcome>(member, command, body).await {
             Ok(Some(outcome)) => {
-                self.done += u64::from(outcome.state == State::Done);
+                self.tally.done += u64::from(outcome.state == State::Done);
+                self.tally.dead += u64::from(outcome.state == State::Dead);
                 (self.tell)(WorkerEvent::Ended { id, state: outcome.state, error });
             }
             // It is tried again, if the job is still there.
@@ -402,10 +457,7 @@ where
                 }
                 return Ok(());
             }
-            Err(End::Refused(error)) => {
-                let job = member.job.take();
-                self.lose(job, &error.to_string());
-            }
+            Err(End::Refused(error)) => self.lose(member, &error.to_string()),
             Err(end) => return Err(end),
         }
         member.job = None;

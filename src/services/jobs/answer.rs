@@ -36,11 +36,9 @@ pub enum Reply {
     Left,
     /// Of [`super::Command::Purge`].
     Purged {
-        /// So many jobs were forgotten.
+        /// So many jobs are forgotten, as soon as it can be done.
         jobs: u64,
-        /// There are more.
-        more: bool,
-        /// The queue is gone too.
+        /// So is the queue, if nothing comes into it until then.
         gone: bool,
     },
 }

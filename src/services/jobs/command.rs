@@ -40,6 +40,9 @@ pub enum Command {
         worker: String,
         /// It is taken for dead after so many milliseconds without a word.
         lease_ms: u64,
+        /// A number that tells this worker from others of the same session and name, should a reply be lost.
+        #[serde(default)]
+        run: u64,
     },
     /// Ends a membership. A job that is held goes back, and the attempt does not count.
     Leave {
@@ -103,7 +106,7 @@ pub enum Command {
         /// Which.
         id: u64,
     },
-    /// Forgets jobs that are done or cancelled, [`PURGED`] at most; and the queue, when nothing of it is left.
+    /// Forgets jobs that are done or cancelled, some at a time; and the queue, when nothing of it is left.
     Purge {
         /// Of which queue.
         queue: String,
@@ -152,8 +155,6 @@ pub const MAX_PAYLOAD_BYTES: usize = 65_536;
 pub const MAX_RESULT_BYTES: usize = 65_536;
 /// The name of a queue or a worker takes at most so many bytes.
 pub const MAX_NAME_BYTES: usize = 64;
-/// One purge forgets at most so many jobs.
-pub const PURGED: u64 = if cfg!(test) { 100 } else { 256 };
 /// What is longer of an error is cut.
 pub const MAX_ERROR_BYTES: usize = 1_024;
 /// What is longer of a progress is cut.

@@ -3,13 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::members::MEMBERS;
-use super::places::{LINES, first};
+use super::places::{DROPS, LINES, first};
 use super::ring::slot_of;
-use super::stored::{Job, Queue};
+use super::stored::{Front, Job, Line, NOBODY, Queue};
 use super::{
     JobEvent, MAX_ATTEMPTS, MAX_BACKOFF_MS, MAX_DELAY_MS, MAX_ERROR_BYTES, MAX_OPEN, MAX_PAYLOAD_BYTES,
-    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, PURGED, ReadyEvent, Reply, State, bad, check_queue, cut,
-    names, unknown_job, unknown_queue,
+    MAX_PRIORITY, MAX_QUEUES, MAX_RESULT_BYTES, PURGED_BYTES, ReadyEvent, Reply, State, bad, check_queue,
+    cut, names, unknown_job, unknown_queue,
 };
 use crate::{Context, Refusal, Table, Tables};
 
@@ -17,16 +17,20 @@ pub(super) const JOBS: Table<u64, Job> = Table::new("jobs");
 pub(super) const PAYLOADS: Table<u64, String> = Table::new("payloads");
 pub(super) const RESULTS: Table<u64, String> = Table::new("results");
 pub(super) const QUEUES: Table<String, Queue> = Table::new("queues");
-/// Of a queue and key: the job that is not behind another one; [`NOBODY`] while it was cancelled under a worker's hands.
-const HEADS: Table<(String, String), u64> = Table::new("heads");
-/// No job has this number.
-pub(super) const NOBODY: u64 = 0;
-const STATE: Table<(), All> = Table::new("state");
+/// Of a queue and key.
+const HEADS: Table<(String, String), Line> = Table::new("heads");
+/// Queues of which something is to be forgotten.
+pub(super) const PURGES: Table<String, ()> = Table::new("purges");
+pub(super) const STATE: Table<(), All> = Table::new("state");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-struct All {
-    jobs: u64,
-    queues: u64,
+pub(super) struct All {
+    pub(super) jobs: u64,
+    pub(super) queues: u64,
+    /// No row of [`super::places::DELAYED`] is at this one or before it,
+    pub(super) delayed: (u64, u64),
+    /// and none of [`super::members::EXPIRIES`].
+    pub(super) expiries: (u64, u64),
 }
 
 /// A queue at work. What is changed of its row is stored by [`Desk::close`].
@@ -42,6 +46,11 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
         let name = name.to_owned();
         let queue = tables.get(&QUEUES, &name).unwrap_or_default();
         Self { tables, context, name, queue }
+    }
+
+    /// Nothing is to be done in it, and nobody is there to do it.
+    fn is_idle(&self) -> bool {
+        self.queue.counts.open() == 0 && self.queue.members == 0
     }
 
     pub(super) fn close(self) {
@@ -78,12 +87,21 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
         if let Some(key) = &job.key {
             let key = (self.name.clone(), key.clone());
             match self.tables.get(&HEADS, &key) {
-                Some(head) if head != id => return State::Waiting,
+                Some(line) if line.head != id => return State::Waiting,
                 Some(_) => {}
-                None => self.tables.put(&HEADS, &key, &id),
+                None => self.tables.put(&HEADS, &key, &Line { head: id, behind: Front::default() }),
             }
         }
         self.armed(job)
+    }
+
+    /// The line of a key changes.
+    pub(super) fn change_line(&mut self, key: &str, change: impl FnOnce(&mut Line)) {
+        let key = (self.name.clone(), key.to_owned());
+        if let Some(mut line) = self.tables.get(&HEADS, &key) {
+            change(&mut line);
+            self.tables.put(&HEADS, &key, &line);
+        }
     }
 
     fn armed(&self, job: &Job) -> State {
@@ -101,16 +119,19 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
     /// The head of a key's line makes room, if it is `id`.
     pub(super) fn pass_on(&mut self, key: String, id: u64) {
         let head = (self.name.clone(), key.clone());
-        if self.tables.get(&HEADS, &head) != Some(id) {
-            return;
-        }
+        let Some(line) = self.tables.get(&HEADS, &head).filter(|line| line.head == id) else { return };
         let bound = |id| (self.name.clone(), (key.clone(), id));
-        let next = first(self.tables, &LINES, (&bound(0), &bound(u64::MAX))).map(|(_, (_, id))| id);
-        let Some((next, mut job)) = next.and_then(|next| Some((next, self.tables.get(&JOBS, &next)?))) else {
+        let next = match line.behind {
+            Front { count: 0, .. } => None,
+            Front { first: from, .. } => first(self.tables, &LINES, (&bound(from), &bound(u64::MAX))),
+        };
+        let next = next.and_then(|(_, (_, next))| Some((next, self.tables.get(&JOBS, &next)?)));
+        let Some((next, mut job)) = next else {
             self.tables.remove(&HEADS, &head);
             return;
         };
-        self.tables.put(&HEADS, &head, &next);
+        let behind = Front { first: next, ..line.behind };
+        self.tables.put(&HEADS, &head, &Line { head: next, behind });
         let state = self.armed(&job);
         self.turn(next, &mut job, state);
     }
@@ -303,7 +324,7 @@ fn cancel_running(
     match (member, job.key.clone()) {
         (Some(mut member), Some(key)) => {
             desk.turn(id, &mut job, State::Cancelled);
-            desk.tables.put(&HEADS, &(desk.name.clone(), key.clone()), &NOBODY);
+            desk.change_line(&key, |line| line.head = NOBODY);
             member.letting_go = Some((key, member.token));
             (member.job, member.token) = (0, 0);
             desk.tables.put(&MEMBERS, &job.member, &member);
@@ -327,18 +348,35 @@ pub(super) fn purge(
         return Err(unknown_queue(name));
     }
     let mut desk = Desk::open(tables, context, name);
-    let places = desk.queue.ended - desk.queue.dropped;
-    let jobs = desk.drop_ended(places.min(PURGED));
-    let more = places > PURGED;
-    let gone = !more && desk.queue.counts.open() == 0 && desk.queue.members == 0;
-    if gone {
-        desk.tables.remove(&QUEUES, &desk.name);
-        let all = desk.tables.get(&STATE, &()).unwrap_or_default();
-        desk.tables.put(&STATE, &(), &All { queues: all.queues.saturating_sub(1), ..all });
-    } else {
-        desk.close();
+    let (jobs, gone) = (desk.queue.kept, desk.is_idle());
+    desk.queue.purged = desk.queue.ended;
+    desk.tables.put(&PURGES, &desk.name, &());
+    desk.close();
+    // What is little is done at once.
+    go_on_purging(tables, context, name, DROPS);
+    Ok(Reply::Purged { jobs, gone })
+}
+
+/// Drops what is to be forgotten of a queue, at most so many places and so many bytes, and at last the queue.
+pub(super) fn go_on_purging(tables: &mut Tables<'_>, context: &mut Context<'_>, name: &str, places: u64) {
+    let mut desk = Desk::open(tables, context, name);
+    let mut bytes = 0;
+    for _ in 0..places {
+        if desk.queue.dropped >= desk.queue.purged || bytes >= PURGED_BYTES {
+            break;
+        }
+        bytes += desk.drop_place();
     }
-    Ok(Reply::Purged { jobs, more, gone })
+    if desk.queue.dropped < desk.queue.purged {
+        return desk.close();
+    }
+    desk.tables.remove(&PURGES, &desk.name);
+    if desk.queue.kept > 0 || !desk.is_idle() {
+        return desk.close();
+    }
+    desk.tables.remove(&QUEUES, &desk.name);
+    let all = desk.tables.get(&STATE, &()).unwrap_or_default();
+    desk.tables.put(&STATE, &(), &All { queues: all.queues.saturating_sub(1), ..all });
 }
 
 pub(super) fn retry(tables: &mut Tables<'_>, context: &mut Context<'_>, id: u64) -> Result<Reply, Refusal> {

@@ -2,9 +2,9 @@
 
 use std::ops::{Bound, ControlFlow};
 
-use super::desk::{Desk, JOBS, NOBODY, PAYLOADS, know_queue};
+use super::desk::{Desk, JOBS, PAYLOADS, know_queue};
 use super::ring::{Slots, assign};
-use super::stored::{Job, Member, Ring};
+use super::stored::{Job, Member, NOBODY, Ring};
 use super::{
     Claim, MAX_LEASE_MS, MAX_MEMBERS, MAX_NAME_BYTES, MAX_PROGRESS_BYTES, MIN_LEASE_MS, Phase, Reply,
     RingEvent, Standing, State, bad, check_queue, cut, names,
@@ -188,7 +188,7 @@ pub(super) fn join(
     context: &mut Context<'_>,
     queue: &str,
     worker: String,
-    lease_ms: u64,
+    (lease_ms, run): (u64, u64),
 ) -> Result<Reply, Refusal> {
     check_queue(queue)?;
     names::check_plain("worker", &worker, MAX_NAME_BYTES)?;
@@ -200,7 +200,8 @@ pub(super) fn join(
     let there = tables.get(&NAMES, &name).and_then(|id| Some((id, tables.get(&MEMBERS, &id)?)));
     if let Some((id, mut other)) = there {
         // Its reply was lost.
-        if other.session != 0 && other.session == context.session() {
+        if other.session != 0 && (other.session, other.run) == (context.session(), run) {
+            other.lease_ms = lease_ms;
             let desk = Desk::open(tables, context, queue);
             desk.extend(&mut other);
             desk.tables.put(&MEMBERS, &id, &other);
@@ -237,6 +238,7 @@ pub(super) fn join(
         slots: Slots::default(),
         next: Slots::default(),
         cursor: 0,
+        run,
     };
     desk.tables.put(&NAMES, &name, &id);
     desk.tables.put(&MEMBERS, &id, &member);

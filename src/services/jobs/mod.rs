@@ -30,15 +30,19 @@ pub use self::stored::{Counts, Phase, State};
 
 use std::ops::{Bound, ControlFlow};
 
-use self::desk::{Desk, JOBS};
+use self::desk::{All, Desk, JOBS, PURGES, STATE};
 use self::members::EXPIRIES;
 use self::places::DELAYED;
 use self::stored::Job;
 use super::names::{self, Listing};
-use crate::{Context, QueryContext, Refusal, Service, Table, Tables, View};
+use crate::{Context, QueryContext, Readable, Refusal, Service, Table, Tables, View};
 
 /// One tick makes at most so many jobs ready, and looks at so many leases. The rest comes with the next one.
 const PER_TICK: usize = 512;
+/// One tick forgets at most so many jobs that are to be purged,
+const PURGED_PLACES: u64 = if cfg!(test) { 100 } else { 256 };
+/// and stops at so many bytes of their texts.
+const PURGED_BYTES: usize = 1 << 20;
 
 /// The service `jobs`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,8 +85,8 @@ impl Service for Jobs {
                 };
                 desk::submit(tables, context, job, &payload)
             }
-            Command::Join { queue, worker, lease_ms } => {
-                members::join(tables, context, &queue, worker, lease_ms)
+            Command::Join { queue, worker, lease_ms, run } => {
+                members::join(tables, context, &queue, worker, (lease_ms, run))
             }
             Command::Leave { member } => members::leave(tables, context, member),
             Command::Claim { member } => members::claim(tables, context, member),
@@ -112,19 +116,24 @@ impl Service for Jobs {
     }
 
     fn next_deadline(&self, view: &View<'_>) -> Option<u64> {
-        let first = |table: &Table<(u64, u64), ()>| {
+        let all = view.get(&STATE, &()).unwrap_or_default();
+        let first = |table: &Table<(u64, u64), ()>, from: (u64, u64)| {
             let mut first = None;
-            view.range(table, (Bound::Unbounded, Bound::Unbounded), |(time, _), ()| {
+            view.range(table, (Bound::Excluded(&from), Bound::Unbounded), |(time, _), ()| {
                 first = Some(time);
                 ControlFlow::Break(())
             });
             first
         };
-        first(&DELAYED).into_iter().chain(first(&EXPIRIES)).min()
+        let purge = first_purge(view).map(|_| 0);
+        let times = [first(&DELAYED, all.delayed), first(&EXPIRIES, all.expiries), purge];
+        times.into_iter().flatten().min()
     }
 
     fn tick(&self, tables: &mut Tables<'_>, context: &mut Context<'_>) {
-        for row in due(tables, context, &DELAYED) {
+        let all = tables.get(&STATE, &()).unwrap_or_default();
+        let (delayed, at_delayed) = due(tables, context, &DELAYED, all.delayed);
+        for row in delayed {
             tables.remove(&DELAYED, &row);
             let id = row.1;
             if let Some(mut job) = tables.get(&JOBS, &id) {
@@ -133,22 +142,50 @@ impl Service for Jobs {
                 desk.close();
             }
         }
-        for row in due(tables, context, &EXPIRIES) {
+        let (expired, at_expiries) = due(tables, context, &EXPIRIES, all.expiries);
+        for row in expired {
             tables.remove(&EXPIRIES, &row);
             members::look_at_lease(tables, context, row.1);
+        }
+        if let Some(queue) = first_purge(tables) {
+            desk::go_on_purging(tables, context, &queue, PURGED_PLACES);
+        }
+        let now = tables.get(&STATE, &()).unwrap_or_default();
+        if (now.delayed, now.expiries) != (at_delayed, at_expiries) {
+            tables.put(&STATE, &(), &All { delayed: at_delayed, expiries: at_expiries, ..now });
         }
     }
 }
 
-/// The rows whose time has come.
-fn due(tables: &Tables<'_>, context: &Context<'_>, table: &Table<(u64, u64), ()>) -> Vec<(u64, u64)> {
+/// The rows whose time has come, of those behind `from`; and the last row behind which there are others.
+fn due(
+    tables: &Tables<'_>,
+    context: &Context<'_>,
+    table: &Table<(u64, u64), ()>,
+    from: (u64, u64),
+) -> (Vec<(u64, u64)>, (u64, u64)) {
     let mut found = Vec::new();
     let until = (context.time(), u64::MAX);
-    tables.range(table, (Bound::Unbounded, Bound::Included(&until)), |row, ()| {
+    tables.range(table, (Bound::Excluded(&from), Bound::Included(&until)), |row, ()| {
         found.push(row);
         if found.len() < PER_TICK { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    found
+    // What is put in from now on lies in the future.
+    let upto = match found.last() {
+        None => from,
+        Some(last) if found.len() == PER_TICK => *last,
+        Some(_) => until,
+    };
+    (found, upto)
+}
+
+fn first_purge(view: &impl Readable) -> Option<String> {
+    let mut first = None;
+    view.range(&PURGES, (Bound::Unbounded, Bound::Unbounded), |queue, ()| {
+        first = Some(queue);
+        ControlFlow::Break(())
+    });
+    first
 }
 
 /// Cuts a text at a character's boundary.

@@ -63,7 +63,9 @@ pub(super) fn list(
         let text = format!("the limit is {limit}; use 1 to {MAX_ROWS}, and `after` for what follows");
         return Err(bad("bad_limit", text));
     }
-    queue.as_deref().map_or(Ok(()), check_queue)?;
+    if let Some(name) = &queue {
+        self::queue(view, name)?;
+    }
     let (mut jobs, mut next, mut looked, mut last) = (Vec::new(), None, 0, after);
     let mut look = |id: u64, job: Option<Job>| {
         if jobs.len() == limit as usize || looked == MAX_SCAN {

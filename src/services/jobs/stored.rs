@@ -2,7 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::MAX_PRIORITY;
 use super::ring::Slots;
+
+/// One for each priority.
+pub(super) const LEVELS: usize = MAX_PRIORITY as usize + 1;
 
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,11 +114,51 @@ pub(super) struct Queue {
     /// How many have ever taken a place among the ended ones, and how many places are dropped.
     pub(super) ended: u64,
     pub(super) dropped: u64,
+    /// So many jobs are in a place.
+    pub(super) kept: u64,
+    /// Places below this one are to be dropped, a few at a time.
+    pub(super) purged: u64,
+    /// Of each level: its ready jobs without a key.
+    pub(super) plain: [Front; LEVELS],
     /// Which priorities have a keyed job that is ready, a bit each.
     pub(super) levels: u16,
     pub(super) members: u32,
     pub(super) ring: Ring,
 }
+
+/// Rows that are mostly taken from the front. A row that was removed is walked over until it is removed on disk too, so it is
+/// remembered where the first one may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(super) struct Front {
+    pub(super) count: u64,
+    /// None has a smaller number.
+    pub(super) first: u64,
+}
+
+impl Front {
+    pub(super) fn add(&mut self, id: u64) {
+        self.first = if self.count == 0 { id } else { self.first.min(id) };
+        self.count += 1;
+    }
+
+    pub(super) fn remove(&mut self, id: u64) {
+        self.count = self.count.saturating_sub(1);
+        if self.first == id {
+            self.first = id + 1;
+        }
+    }
+}
+
+/// A key's jobs: the one that is not behind another one, and those that are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Line {
+    /// [`NOBODY`] while the first one was cancelled under a worker's hands.
+    pub(super) head: u64,
+    pub(super) behind: Front,
+}
+
+/// No job has this number.
+pub(super) const NOBODY: u64 = 0;
 
 /// How many jobs of a queue are in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -194,4 +238,6 @@ pub(super) struct Member {
     pub(super) next: Slots,
     /// Where it goes on looking for keyed jobs, so that each of its keys has its turn.
     pub(super) cursor: u32,
+    /// As it was told when it joined.
+    pub(super) run: u64,
 }

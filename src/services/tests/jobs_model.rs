@@ -30,7 +30,8 @@ enum Step {
     Join(usize),
     Leave(usize),
     Claim(usize),
-    Heartbeat(usize),
+    /// With the token of what it holds, or of nothing.
+    Heartbeat(usize, bool),
     Acknowledge(usize),
     Complete(usize),
     Fail(usize),
@@ -48,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => worker().prop_map(Step::Join),
         1 => worker().prop_map(Step::Leave),
         8 => worker().prop_map(Step::Claim),
-        2 => worker().prop_map(Step::Heartbeat),
+        2 => (worker(), any::<bool>()).prop_map(|(at, holds)| Step::Heartbeat(at, holds)),
         8 => worker().prop_map(Step::Acknowledge),
         4 => (0usize..50).prop_map(Step::Complete),
         2 => (0usize..50).prop_map(Step::Fail),
@@ -79,8 +80,8 @@ struct Member {
 
 struct Model {
     replicas: Replicas,
-    /// Whose job was cancelled under their hands, and its key, which waits until they have said something else.
-    letting_go: BTreeMap<&'static str, &'static str>,
+    /// Whose job was cancelled under their hands; its key, which waits until they have said something else, and its token.
+    letting_go: BTreeMap<&'static str, (&'static str, u64)>,
     time: u64,
     jobs: BTreeMap<u64, Job>,
     members: BTreeMap<&'static str, Member>,
@@ -118,7 +119,7 @@ impl Model {
         let busy = |other: &Job| matches!(other.state, State::Delayed | State::Ready | State::Running);
         let behind =
             key.is_some() && self.jobs.iter().any(|(other, job)| *other != id && job.key == key && busy(job));
-        let behind = behind || key.is_some_and(|key| self.letting_go.values().any(|kept| *kept == key));
+        let behind = behind || key.is_some_and(|key| self.letting_go.values().any(|(kept, _)| *kept == key));
         let job = self.jobs.get_mut(&id).unwrap();
         job.worker = None;
         job.state = match (behind, job.due > now) {
@@ -146,7 +147,7 @@ impl Model {
     }
 
     fn lets_go(&mut self, worker: &str) {
-        if let Some(key) = self.letting_go.remove(worker) {
+        if let Some((key, _)) = self.letting_go.remove(worker) {
             self.pass_on(key);
         }
     }
@@ -191,8 +192,12 @@ impl Model {
             }
             Step::Join(at) => {
                 let worker = WORKERS[at];
-                let join =
-                    Command::Join { queue: "q".to_owned(), worker: worker.to_owned(), lease_ms: LEASE };
+                let join = Command::Join {
+                    queue: "q".to_owned(),
+                    worker: worker.to_owned(),
+                    lease_ms: LEASE,
+                    run: 0,
+                };
                 match self.send(&join) {
                     Ok(Reply::Standing(standing)) => {
                         assert!(!self.members.contains_key(worker));
@@ -216,15 +221,7 @@ impl Model {
                 }
             }
             Step::Claim(at) => drop(self.claim(WORKERS[at])),
-            Step::Heartbeat(at) => {
-                if let Some(member) = self.members.get(WORKERS[at]) {
-                    let heartbeat =
-                        Command::Heartbeat { member: member.id, token: 0, progress: String::new() };
-                    let Ok(Reply::Standing(standing)) = self.send(&heartbeat) else { panic!("no standing") };
-                    self.lets_go(WORKERS[at]);
-                    self.stands(WORKERS[at], &standing);
-                }
-            }
+            Step::Heartbeat(at, holds) => self.heartbeat(WORKERS[at], holds),
             Step::Acknowledge(at) => self.acknowledge(WORKERS[at]),
             Step::Complete(at) => self.outcome(at, true),
             Step::Fail(at) => self.outcome(at, false),
@@ -233,6 +230,33 @@ impl Model {
             Step::Tick(later) => self.tick(later),
         }
         self.check();
+    }
+
+    fn heartbeat(&mut self, worker: &'static str, holds: bool) {
+        let Some(member) = self.members.get(worker).copied() else { return };
+        let held = self.held(worker).map(|id| self.jobs[&id].token);
+        // Who works on what was cancelled keeps its key.
+        let cancelled = self.letting_go.get(worker).map(|(_, token)| *token);
+        let token = if holds { held.or(cancelled).unwrap_or(0) } else { 0 };
+        let heartbeat = Command::Heartbeat { member: member.id, token, progress: String::new() };
+        let asked = self.is_asked(worker);
+        let Ok(Reply::Standing(standing)) = self.send(&heartbeat) else { panic!("no standing") };
+        if cancelled != Some(token) {
+            self.lets_go(worker);
+        }
+        // A phase that waits for it ends its lease, whatever else it says.
+        let extended = (self.time + LEASE).max(member.until);
+        match asked {
+            false => assert_eq!(standing.until_ms, extended),
+            true => assert!((member.until..=extended).contains(&standing.until_ms)),
+        }
+        self.stands(worker, &standing);
+    }
+
+    fn is_asked(&self, worker: &str) -> bool {
+        let ring = self.ask("ring", "queue=q");
+        let own = ring["workers"].as_array().unwrap().iter().find(|row| row["name"] == worker).cloned();
+        own.is_some_and(|row| row["asked"] == true)
     }
 
     fn submit(&mut self, key: Option<&'static str>, priority: u8, delay: u64, attempts: u32) {
@@ -368,7 +392,7 @@ impl Model {
                         let job = self.jobs.get_mut(&id).unwrap();
                         job.state = State::Cancelled;
                         if let (Some(worker), Some(key)) = (job.worker.take(), job.key) {
-                            self.letting_go.insert(worker, key);
+                            self.letting_go.insert(worker, (key, job.token));
                         }
                     }
                     _ => self.end(id, State::Cancelled),

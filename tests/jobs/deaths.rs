@@ -1,83 +1,20 @@
-//! Jobs on real processes: workers that come, go, hang and are killed while servers are killed too, and a ring that is resized
-//! whoever dies in the middle.
+//! Workers that come, go, hang and are killed while servers are killed too, and a ring that is resized whoever dies in the middle.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorate::client::{Client, NewJob, Position, RingView, WINDOW};
 use quorate::services::jobs::{JobRow, Phase, State};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::support::Cluster;
-use crate::support::cli::{Run, quorate};
-
-mod support;
+use crate::{STAY, Worker, client, jobs, ring};
 
 /// In the long test; the ring's keys are a few of them.
 const JOBS: usize = 10_000;
 const KEYS: usize = 40;
 const WORKERS: usize = 8;
-/// A command that goes on until its worker is gone, however that ended.
-const STAY: [&str; 3] = ["sh", "-c", "while kill -0 $PPID; do sleep 0.1; done"];
-
-/// `quorate jobs work`, killed at the end.
-struct Worker(Child);
-
-impl Worker {
-    fn start(cluster: &Cluster, queue: &str, name: &str, lease: &str, command: &[&str]) -> Self {
-        let servers = cluster.urls().join(",");
-        let mut worker = Command::new(env!("CARGO_BIN_EXE_quorate"));
-        worker.args(["jobs", "work", "--queue", queue, "--name", name, "--lease", lease, "--quiet"]);
-        worker.args(["--servers", &servers, "--"]).args(command);
-        Self(worker.stderr(Stdio::null()).spawn().expect("quorate can be run"))
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, signal).expect("a signal to a child of ours");
-    }
-
-    fn kill9(&mut self) {
-        self.0.kill().expect("SIGKILL to a child of ours");
-        self.0.wait().expect("the end of a child of ours");
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-async fn jobs(cluster: &Cluster, words: &[&str]) -> Run {
-    let servers = cluster.urls().join(",");
-    quorate([&["jobs"], words, &["--timeout", "20s", "--servers", &servers]].concat()).await
-}
-
-fn client(cluster: &Cluster) -> Client {
-    cluster.client().build().expect("a client")
-}
-
-async fn ring(
-    cluster: &Cluster,
-    client: &Client,
-    queue: &str,
-    what: &str,
-    wanted: impl Fn(&RingView) -> bool,
-) -> RingView {
-    cluster
-        .until(what, async || {
-            let ring = client.jobs().ring(queue).await.map_err(|error| error.to_string())?.data;
-            if wanted(&ring) { Ok(ring) } else { Err(format!("{ring:?}")) }
-        })
-        .await
-}
 
 /// Half of them have a key.
 fn work(number: usize) -> NewJob {
@@ -115,7 +52,7 @@ async fn ten_thousand_jobs_are_each_done_once_whoever_dies() {
         client.command::<Value>("counter", "add", &json!({"amount": 1})).await.unwrap().data["revision"]
             .as_u64()
             .unwrap();
-    let watched = tokio::spawn(done_in_order(self::client(&cluster), from, JOBS));
+    let watched = tokio::spawn(done_in_order(crate::client(&cluster), from, JOBS));
     for batch in (0..JOBS).map(work).collect::<Vec<_>>().chunks(WINDOW) {
         client.jobs().submit_all(batch).await.expect("they are submitted");
     }
@@ -230,95 +167,6 @@ async fn a_dead_workers_job_goes_to_another_one() {
     cluster.equal_hashes().await;
 }
 
-/// Writes a dot into a file again and again, for as long as it lives.
-fn dots(file: &Path) -> [String; 3] {
-    let script = format!("while kill -0 $PPID; do printf . >>{}; sleep 0.05; done", file.display());
-    ["sh".to_owned(), "-c".to_owned(), script]
-}
-
-/// Waits until no dot of a command has come for so long that several would have.
-async fn until_no_dots(cluster: &Cluster, file: &Path) {
-    let mut last = (0, Instant::now());
-    cluster
-        .until("the command has ended", async || {
-            let size = fs::metadata(file).map_err(|error| error.to_string())?.len();
-            if size != last.0 {
-                last = (size, Instant::now());
-            }
-            if last.1.elapsed() >= Duration::from_millis(500) { Ok(()) } else { Err(format!("{size} dots")) }
-        })
-        .await;
-}
-
-#[tokio::test]
-async fn a_command_ends_with_its_job() {
-    let cluster = Cluster::start(1).await;
-    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
-    let client = client(&cluster);
-    let state = async |id: u64| client.jobs().result(id).await.map(|job| (job.job.state, job.job.attempts));
-    let running = async |cluster: &Cluster, id: u64, file: &Path| {
-        cluster
-            .until("its command runs", async || match (state(id).await, file.exists()) {
-                (Ok((State::Running, _)), true) => Ok(()),
-                other => Err(format!("{other:?}")),
-            })
-            .await;
-    };
-    let submit = async || {
-        client.jobs().submit(&NewJob { queue: "q".to_owned(), ..NewJob::default() }).await.unwrap().id
-    };
-    let start = |cluster: &Cluster, file: &Path| {
-        let command = dots(file);
-        Worker::start(cluster, "q", "W1", "2s", &command.each_ref().map(String::as_str))
-    };
-
-    // Cancelled while it runs; and the worker goes on.
-    let file = dir.path().join("one");
-    let worker = start(&cluster, &file);
-    let id = submit().await;
-    running(&cluster, id, &file).await;
-    jobs(&cluster, &["cancel", &id.to_string()]).await.expect(0);
-    until_no_dots(&cluster, &file).await;
-    assert_eq!(state(id).await.unwrap().0, State::Cancelled);
-
-    // The second signal gives the job back, and the attempt does not count.
-    fs::remove_file(&file).expect("the file");
-    let id = submit().await;
-    running(&cluster, id, &file).await;
-    worker.signal(Signal::TERM);
-    worker.signal(Signal::TERM);
-    cluster
-        .until("the job is back", async || match state(id).await {
-            Ok((State::Ready, 0)) => Ok(()),
-            Ok((State::Running, _)) => {
-                // Two signals at once may be one.
-                worker.signal(Signal::TERM);
-                Err("it runs".to_owned())
-            }
-            other => Err(format!("{other:?}")),
-        })
-        .await;
-    until_no_dots(&cluster, &file).await;
-
-    // The cluster is away for longer than the lease.
-    let file = dir.path().join("two");
-    drop(worker);
-    let _worker = start(&cluster, &file);
-    running(&cluster, id, &file).await;
-    cluster.kill9("S1");
-    until_no_dots(&cluster, &file).await;
-    cluster.restart("S1").await;
-    // Begun anew: by the same worker, if the cluster has not missed it, and then it is the same attempt.
-    let before = fs::metadata(&file).expect("the file").len();
-    cluster
-        .until("it runs again", async || {
-            let now = fs::metadata(&file).map_err(|error| error.to_string())?.len();
-            if now > before { Ok(()) } else { Err(format!("{now} dots")) }
-        })
-        .await;
-    assert_eq!(state(id).await.unwrap().0, State::Running);
-}
-
 /// Joins by hand, acknowledges what comes before `phase`, and is never heard of again.
 async fn dies_in(cluster: &Cluster, client: &Client, phase: Phase) {
     let join = async |worker: &str| -> u64 {
@@ -385,71 +233,4 @@ async fn a_resize_goes_on_whoever_dies_in_whichever_phase() {
         }
     }
     cluster.equal_hashes().await;
-}
-
-#[tokio::test]
-async fn what_a_command_says_is_what_is_recorded() {
-    let cluster = Cluster::start(1).await;
-    let submit = async |flags: &[&str], payload: &str| {
-        jobs(&cluster, &[&["submit", "--queue", "q"], flags, &[payload]].concat()).await.expect(0).stdout
-    };
-    let work = async |command: &[&str]| {
-        let words = [&["work", "--queue", "q", "--name", "W1", "--until-empty", "--"], command].concat();
-        let servers = cluster.urls().join(",");
-        let words = [&["jobs", "--servers", servers.as_str()], words.as_slice()].concat();
-        quorate(words).await.expect(0)
-    };
-    assert_eq!(submit(&["--key", "k"], "ada").await, "1\n");
-    let told = work(&["sh", "-c", "echo $QUORATE_JOB $QUORATE_KEY $QUORATE_ATTEMPT; cat"]).await;
-    assert!(told.stderr.contains("1 jobs done"), "{told:?}");
-    assert_eq!(jobs(&cluster, &["result", "1"]).await.expect(0).stdout, "1 k 1\nada\n");
-
-    // Failures: their cause is recorded, and in the end it is a dead letter.
-    assert_eq!(submit(&["--attempts", "2", "--backoff", "10ms"], "x").await, "2\n");
-    work(&["sh", "-c", "echo no route >&2; exit 7"]).await;
-    let refused = jobs(&cluster, &["result", "2"]).await.expect(1);
-    assert!(refused.stderr.contains("it is dead: exit status: 7: no route"), "{refused:?}");
-    let dead = jobs(&cluster, &["dead", "--json"]).await.expect(0).json();
-    assert_eq!((&dead["jobs"][0]["id"], &dead["jobs"][0]["attempts"]), (&json!(2), &json!(2)));
-    assert_eq!(jobs(&cluster, &["retry", "--dead", "q"]).await.expect(0).stdout, "1\n");
-    work(&["cat"]).await;
-    assert_eq!(jobs(&cluster, &["result", "2"]).await.expect(0).stdout, "x\n");
-
-    // Too much, not text, too long, no such command.
-    for (command, cause) in [
-        (vec!["head", "-c", "70000", "/dev/zero"], "its output takes more than 65536 bytes"),
-        (vec!["printf", "\\377"], "its output is not UTF-8"),
-    ] {
-        let id = submit(&["--attempts", "1"], "x").await;
-        work(&command).await;
-        let refused = jobs(&cluster, &["result", id.trim()]).await.expect(1);
-        assert!(refused.stderr.contains(cause), "{refused:?}");
-    }
-    let id = submit(&["--attempts", "1"], "x").await;
-    let servers = cluster.urls().join(",");
-    let slip =
-        ["jobs", "work", "--queue", "q", "--name", "W1", "--servers", &servers, "--", "no-such-command"];
-    let refused = quorate(slip).await.expect(2);
-    assert!(refused.stderr.contains("no-such-command cannot be run"), "{refused:?}");
-    let words = [
-        "jobs",
-        "work",
-        "--queue",
-        "q",
-        "--name",
-        "W1",
-        "--until-empty",
-        "--job-timeout",
-        "200ms",
-        "--servers",
-    ];
-    quorate([words.as_slice(), &[&servers, "--", "sleep", "600"]].concat()).await.expect(0);
-    let refused = jobs(&cluster, &["result", id.trim()]).await.expect(1);
-    assert!(refused.stderr.contains("not done within 200ms"), "{refused:?}");
-
-    // Refusals have their codes.
-    jobs(&cluster, &["result", "999"]).await.expect(1);
-    jobs(&cluster, &["cancel", "1"]).await.expect(1);
-    let many = jobs(&cluster, &["submit", "--queue", "a:b", "x"]).await.expect(1);
-    assert!(many.stderr.contains("bad_name"), "{many:?}");
 }
