@@ -131,8 +131,9 @@ async fn the_front_end_serves_from_its_cache_and_is_told_of_changes() {
     assert_eq!(order.stdout, "0\n");
     cluster
         .until("the change is pushed", async || {
-            let stock = cluster.http.json(&stock).await?;
-            if stock["quantity"] == 97 { Ok(()) } else { Err(stock.to_string()) }
+            let (stock, told) = (cluster.http.json(&stock).await?, cluster.http.json(&cache).await?);
+            let is_pushed = told["pushes"].as_u64() > Some(0);
+            if stock["quantity"] == 97 && is_pushed { Ok(()) } else { Err(format!("{stock}, {told}")) }
         })
         .await;
     let order = json!({"stock": "GameStart", "side": "buy", "quantity": 7, "client": "bob"});
@@ -159,6 +160,55 @@ async fn the_front_end_serves_from_its_cache_and_is_told_of_changes() {
         let missing = client.get(format!("{}/stocks/NoCo", front.url)).send().await.unwrap();
         assert_eq!(missing.status(), 404);
         assert_eq!(client.get(format!("{}/orders/99", front.url)).send().await.unwrap().status(), 404);
+        // What it does not know is told in the same way.
+        for (method, path, status) in [
+            ("GET", "/", 404),
+            ("DELETE", "/orders", 405),
+            ("GET", "/orders/abc", 400),
+            ("GET", "/stocks/%ff", 400),
+        ] {
+            let request = client.request(method.parse().unwrap(), format!("{}{path}", front.url));
+            let answer = request.send().await.unwrap();
+            let told = (answer.status().as_u16(), answer.json::<Value>().await.unwrap());
+            assert!(told.0 == status && told.1["detail"].is_string(), "{path}: {told:?}");
+        }
     }
     cluster.equal_hashes().await;
+}
+
+#[tokio::test]
+async fn the_catalog_is_changed_by_the_command_line() {
+    let cluster = Cluster::start(1).await;
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let file = dir.path().join("stocks.toml").display().to_string();
+    std::fs::write(&file, "[[stocks]]\nname = 'TurtleCo'\nprice = 1250\nquantity = 40\n").expect("a file");
+    assert_eq!(exchange(&cluster, &["load", &file]).await.expect(0).stdout, "1 stocks\n");
+    exchange(&cluster, &["add", "FrogCo", "0.5", "7"]).await.expect(0);
+    exchange(&cluster, &["reprice", "FrogCo", "2"]).await.expect(0);
+    let frog = exchange(&cluster, &["lookup", "FrogCo", "--json"]).await.expect(0).json();
+    assert_eq!((&frog["price"], &frog["quantity"]), (&json!(200), &json!(7)), "{frog}");
+    let gone = exchange(&cluster, &["lookup", "GameStart"]).await.expect(1);
+    assert!(gone.stderr.contains("unknown_stock"), "{gone:?}");
+    std::fs::write(&file, "stocks = 7").expect("a file");
+    exchange(&cluster, &["load", &file]).await.expect(2);
+}
+
+/// An order on the trader's account that the trader knows nothing of.
+#[tokio::test]
+async fn a_trader_that_disagrees_with_the_log_says_so() {
+    let cluster = Cluster::start(1).await;
+    let trade = exchange(&cluster, &["trade", "--seconds", "3", "--account", "ada"]);
+    let meddle = async {
+        cluster
+            .until("she trades", async || {
+                let orders = exchange(&cluster, &["orders", "--account", "ada"]).await.expect(0).stdout;
+                if orders.lines().count() > 1 { Ok(()) } else { Err(orders) }
+            })
+            .await;
+        exchange(&cluster, &["order", "sell", "GameStart", "99", "--account", "ada"]).await.expect(0);
+    };
+    let (trade, ()) = tokio::join!(trade, meddle);
+    let trade = trade.expect(1);
+    assert!(trade.stdout.contains("nobody here made it"), "{trade:?}");
+    assert!(trade.stdout.contains("1 differences") && trade.stderr.contains("1 orders differ"), "{trade:?}");
 }

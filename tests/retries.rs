@@ -4,8 +4,10 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use quorate::client::Group;
 use serde_json::json;
 use support::http::{Numbered, Reply};
 use support::load::Load;
@@ -248,4 +250,18 @@ async fn by_the_client_library() {
     assert!(lost > 50, "only {lost} replies were lost");
     load.verify(&cluster).await;
     cluster.equal_hashes().await;
+}
+
+/// A group is content with as many replies as it wants; what was carried out without them is not called undone.
+#[tokio::test]
+async fn a_group_with_one_server_away() {
+    let cluster = Cluster::start(3).await;
+    cluster.kill9(&cluster.backup().await);
+    let client = cluster.client().timeout(Duration::from_secs(2)).build().expect("a client");
+    let counter = |group| client.group(group).counter(NAME);
+    assert_eq!(counter(Group::Majority).add(5).await.expect("two of three").value, 5);
+    assert_eq!(counter(Group::First).add(5).await.expect("one of three").value, 10);
+    let error = counter(Group::All).add(5).await.expect_err("two of three are not all");
+    assert!(error.is_unknown() && error.to_string().contains("only 2 of 3 servers have replied"), "{error}");
+    assert_value(&cluster, 15).await;
 }

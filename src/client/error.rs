@@ -104,6 +104,8 @@ pub struct Refused {
     pub detail: String,
     /// The HTTP status.
     pub status: u16,
+    /// The address of the server that said so; empty for what was refused before anything was sent, and within a batch.
+    pub server: String,
     /// The value as it is now, after a failed compare.
     pub current: Option<Value>,
     /// Where a watch can begin, when events after the asked position are no longer kept.
@@ -121,7 +123,7 @@ impl Refused {
     /// The "no" of a server. What comes from no server's HTTP address says where it comes from.
     pub(crate) fn by(server: &str, status: u16, problem: Problem) -> Self {
         let foreign = problem.is_foreign();
-        let refused = Self::new(status, problem);
+        let refused = Self { server: server.to_owned(), ..Self::new(status, problem) };
         if foreign {
             return Self { detail: format!("{server}: {}", refused.detail), ..refused };
         }
@@ -134,6 +136,7 @@ impl Refused {
             refusal: problem.refusal,
             detail: problem.detail,
             status,
+            server: String::new(),
             current: problem.current,
             oldest: problem.oldest,
             problem: problem.body,

@@ -69,9 +69,25 @@ pub struct Orders {
 }
 
 #[derive(Debug, Deserialize)]
+struct Loaded {
+    revision: u64,
+}
+
+#[derive(Debug, Deserialize)]
 struct Catalog {
     stocks: Vec<StockRow>,
     next: Option<String>,
+}
+
+/// What a cache has been worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct CacheStats {
+    /// So many look-ups it has answered,
+    pub hits: u64,
+    /// and so many it has not.
+    pub misses: u64,
+    /// So many of its entries were brought up to date by a push of the cluster.
+    pub pushes: u64,
 }
 
 /// A handle on the exchange. Clones share the cache.
@@ -106,10 +122,10 @@ impl Exchange {
         if let Some(stock) = cache.get(name) {
             return Ok(stock);
         }
-        let asked = cache.ask(name);
+        let asked = cache.ask(name).then(Instant::now);
         let result = self.ask(name).await;
-        match &result {
-            Ok(stock) if asked => cache.fill(name, stock),
+        match (&result, asked) {
+            (Ok(stock), Some(asked)) => cache.fill(name, stock, asked),
             _ => cache.forget(name),
         }
         Ok(result?.data)
@@ -119,10 +135,9 @@ impl Exchange {
         self.client.query("exchange", "lookup", &[("name", name)], ReadLevel::Linearizable).await
     }
 
-    /// How many look-ups the cache has answered, and how many it has not.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        self.cache.as_ref().map_or((0, 0), |cache| (count(&cache.hits), count(&cache.misses)))
+    /// What the cache was worth until now; nothing, without one.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.as_ref().map_or_else(CacheStats::default, |cache| cache.stats())
     }
 
     /// All stocks, in the order of their names.
@@ -157,10 +172,15 @@ impl Exchange {
     ) -> Result<Reply<Ordered>> {
         let body = json!({"stock": stock, "side": side, "quantity": quantity, "client": client});
         let reply: Reply<Ordered> = self.client.command("exchange", "order", &body).await?;
-        if let Some(cache) = &self.cache {
-            cache.changed(stock, reply.revision);
-        }
+        self.changed(Some(stock), reply.revision);
         Ok(reply)
+    }
+
+    /// A stock, or any of them, was changed through this handle, which is not to show what was before.
+    fn changed(&self, stock: Option<&str>, revision: u64) {
+        if let Some(cache) = &self.cache {
+            cache.changed(stock, revision);
+        }
     }
 
     /// A page of orders.
@@ -187,7 +207,9 @@ impl Exchange {
     /// # Errors
     /// Refused with `stock_exists`.
     pub async fn add_stock(&self, stock: &NewStock) -> Result<Reply<Stock>> {
-        self.client.command("exchange", "add_stock", stock).await
+        let reply: Reply<Stock> = self.client.command("exchange", "add_stock", stock).await?;
+        self.changed(Some(&stock.name), reply.revision);
+        Ok(reply)
     }
 
     /// Gives a stock another price, in cents.
@@ -195,7 +217,10 @@ impl Exchange {
     /// # Errors
     /// Refused with `unknown_stock`.
     pub async fn reprice(&self, stock: &str, price: u64) -> Result<Reply<Stock>> {
-        self.client.command("exchange", "reprice", &json!({"stock": stock, "price": price})).await
+        let body = json!({"stock": stock, "price": price});
+        let reply: Reply<Stock> = self.client.command("exchange", "reprice", &body).await?;
+        self.changed(Some(stock), reply.revision);
+        Ok(reply)
     }
 
     /// Replaces the catalog, before the first order.
@@ -204,7 +229,9 @@ impl Exchange {
     /// Refused with `already_traded`.
     pub async fn load(&self, stocks: &[NewStock]) -> Result<()> {
         let body = json!({"stocks": stocks});
-        self.client.command::<serde_json::Value>("exchange", "load", &body).await.map(drop)
+        let reply: Reply<Loaded> = self.client.command("exchange", "load", &body).await?;
+        self.changed(None, reply.revision);
+        Ok(())
     }
 }
 
@@ -214,6 +241,7 @@ struct Cache {
     kept: Mutex<Kept>,
     hits: AtomicU64,
     misses: AtomicU64,
+    pushes: AtomicU64,
     watching: Mutex<Option<Background>>,
 }
 
@@ -238,6 +266,7 @@ impl Cache {
             kept: Mutex::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            pushes: AtomicU64::new(0),
             watching: Mutex::new(None),
         });
         let watched = Arc::downgrade(&cache);
@@ -306,26 +335,34 @@ impl Cache {
         true
     }
 
-    fn fill(&self, name: &str, stock: &Stock) {
+    /// It was so when it was asked for, at the latest.
+    fn fill(&self, name: &str, stock: &Stock, asked: Instant) {
         let mut kept = self.kept();
         if let Some(entry) = kept.entries.get_mut(name).filter(|entry| entry.revision <= stock.revision) {
-            *entry = Entry { revision: stock.revision, stock: Some((stock.row.clone(), Instant::now())) };
+            *entry = Entry { revision: stock.revision, stock: Some((stock.row.clone(), asked)) };
         }
     }
 
-    /// What was asked for could not be had.
+    /// What was asked for could not be had. That something newer is known to be there is not forgotten.
     fn forget(&self, name: &str) {
-        let mut kept = self.kept();
-        if kept.entries.get(name).is_some_and(|entry| entry.stock.is_none()) {
-            kept.entries.remove(name);
+        let Kept { since, entries } = &mut *self.kept();
+        if entries.get(name).is_some_and(|entry| entry.stock.is_none() && Some(entry.revision) == *since) {
+            entries.remove(name);
         }
     }
 
-    /// An order of one's own has changed it: what is older is not to be had any more.
-    fn changed(&self, name: &str, revision: u64) {
-        if let Some(entry) = self.kept().entries.get_mut(name).filter(|entry| entry.revision < revision) {
+    /// A command of one's own has changed one, or any: what is older is not to be had any more.
+    fn changed(&self, name: Option<&str>, revision: u64) {
+        let mut kept = self.kept();
+        let entries = kept.entries.iter_mut().filter(|(key, _)| name.is_none_or(|name| name == *key));
+        for (_, entry) in entries.filter(|(_, entry)| entry.revision < revision) {
             *entry = Entry { revision, stock: None };
         }
+    }
+
+    fn stats(&self) -> CacheStats {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        CacheStats { hits: count(&self.hits), misses: count(&self.misses), pushes: count(&self.pushes) }
     }
 
     /// A stock has changed: what is known of it is out of date, and the event says what it is now.
@@ -336,6 +373,7 @@ impl Cache {
             entry.revision < revision || entry.revision == revision && entry.stock.is_none()
         };
         let Some(entry) = kept.entries.get_mut(name).filter(newer) else { return };
+        self.pushes.fetch_add(1, Ordering::Relaxed);
         // One that is gone from the catalog has no price.
         let row = serde_json::from_value::<StockRow>(data).ok();
         *entry = Entry { revision, stock: row.map(|row| (row, Instant::now())) };
@@ -351,8 +389,13 @@ mod tests {
             kept: Mutex::new(Kept { since: Some(1), entries: HashMap::new() }),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            pushes: AtomicU64::new(0),
             watching: Mutex::new(None),
         }
+    }
+
+    fn fill(cache: &Cache, stock: &Stock) {
+        cache.fill("A", stock, Instant::now());
     }
 
     fn stock(quantity: u64, revision: u64) -> Stock {
@@ -370,32 +413,55 @@ mod tests {
         assert_eq!(cache.get("A"), None, "nobody asked for it");
         assert!(cache.ask("A"));
         push(&cache, 7, 6);
-        cache.fill("A", &stock(8, 5));
+        fill(&cache, &stock(8, 5));
         assert_eq!(cache.get("A"), Some(stock(7, 6)));
         push(&cache, 8, 5);
         assert_eq!(cache.get("A"), Some(stock(7, 6)), "what came before comes late");
-        cache.fill("A", &stock(6, 7));
+        fill(&cache, &stock(6, 7));
         assert_eq!(cache.get("A"), Some(stock(6, 7)));
-        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        assert_eq!((count(&cache.hits), count(&cache.misses)), (3, 1));
+        assert_eq!(cache.stats(), CacheStats { hits: 3, misses: 1, pushes: 1 });
+    }
+
+    #[test]
+    fn what_is_known_to_be_newer_is_not_forgotten() {
+        let cache = cache();
+        assert!(cache.ask("A"));
+        fill(&cache, &stock(9, 2));
+        // One's own order, at revision 12; a look-up after it fails.
+        cache.changed(Some("A"), 12);
+        assert_eq!(cache.get("A"), None);
+        assert!(cache.ask("A"));
+        cache.forget("A");
+        assert!(cache.ask("A"));
+        fill(&cache, &stock(9, 5));
+        assert_eq!(cache.get("A"), None, "from before the order");
+        fill(&cache, &stock(8, 12));
+        assert_eq!(cache.get("A"), Some(stock(8, 12)));
+        // All of them, by a new catalog.
+        cache.changed(None, 13);
+        assert_eq!(cache.get("A"), None);
+        // An answer that was long under way is as old as its question.
+        let Some(long_ago) = Instant::now().checked_sub(MAX_AGE) else { return };
+        cache.fill("A", &stock(7, 14), long_ago);
+        assert_eq!(cache.get("A"), None);
     }
 
     #[test]
     fn without_the_watch_nothing_is_kept() {
         let cache = cache();
         assert!(cache.ask("A"));
-        cache.fill("A", &stock(1, 1));
+        fill(&cache, &stock(1, 1));
         cache.stop();
         assert_eq!(cache.get("A"), None);
         assert!(!cache.ask("A"));
-        cache.fill("A", &stock(1, 1));
+        fill(&cache, &stock(1, 1));
         assert_eq!(cache.get("A"), None);
         // A new watch: what was asked for before it may be out of date.
         cache.kept().since = Some(5);
         assert!(cache.ask("A"));
-        cache.fill("A", &stock(1, 4));
+        fill(&cache, &stock(1, 4));
         assert_eq!(cache.get("A"), None);
-        cache.fill("A", &stock(1, 5));
+        fill(&cache, &stock(1, 5));
         assert_eq!(cache.get("A"), Some(stock(1, 5)));
     }
 }

@@ -19,7 +19,9 @@ use super::transport::{Answer, Repeat, Request};
 /// For so long duplicates are awaited.
 const STRAGGLERS: Duration = Duration::from_secs(1);
 
-/// How many of the servers must have replied before the client goes on.
+/// How many of the servers must have replied before the client goes on. In passive mode the primary alone replies.
+///
+/// When too few reply in time, the outcome is unknown, also if it is known to one of them: "as many as were wanted have it" is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
     /// Any one of them.
@@ -70,7 +72,7 @@ pub(super) async fn call(
     deadline: Instant,
 ) -> Result<Answer, Error> {
     let servers = inner.transport.servers.all();
-    let wanted = group.wanted(servers.len());
+    let (wanted, count) = (group.wanted(servers.len()), servers.len());
     let (results, mut inbox) = mpsc::channel(servers.len());
     let mut attempts = JoinSet::new();
     for server in servers {
@@ -95,19 +97,35 @@ pub(super) async fn call(
                 replies.push(Err(Error::Refused(refused)));
             }
             Some(Err(error)) => failure = Some(worse(failure, error)),
-            None => {
-                let nothing = || History::default().fail(true, "no server replied".to_owned());
-                return Err(failure.unwrap_or_else(nothing));
-            }
+            None => return Err(too_few(replies, failure, (wanted, count))),
         }
     }
     // Nobody waits for it any more, so what comes after it may say that it is there.
     ticket.settle();
-    if let Ok(answer) = &replies[0] {
-        inner.transport.tell_of(ticket, &answer.server, |hooks, call| hooks.after_reply(call));
-    }
+    inner.transport.tell_of_reply(ticket, &replies[0]);
     count_the_rest(inner, attempts, inbox, Arc::clone(ticket));
     replies.swap_remove(0)
+}
+
+/// Not as many have replied as were wanted. What one has replied is so all the same: a command that was carried out is not called
+/// anything less, and what a service has refused it has not done.
+fn too_few(
+    replies: Vec<Result<Answer, Error>>,
+    failure: Option<Error>,
+    (wanted, servers): (usize, usize),
+) -> Error {
+    let count = replies.len();
+    let cause = match replies.into_iter().next() {
+        Some(Err(refusal)) => return refusal,
+        Some(Ok(_)) => format!(
+            "it was carried out, but only {count} of {servers} servers have replied in time, and {wanted} were wanted"
+        ),
+        None => match failure {
+            Some(failure) => return failure,
+            None => "no server replied".to_owned(),
+        },
+    };
+    History::default().fail(true, cause)
 }
 
 fn count_the_rest(

@@ -19,7 +19,7 @@ pub trait Hooks: Debug + Send + Sync {
     /// Before a command is sent, each time that it is.
     fn before_call(&self, _: &Call) {}
 
-    /// After a reply that the caller gets.
+    /// After a reply, or a service's refusal, that the caller gets.
     fn after_reply(&self, _: &Call) {}
 
     /// After a reply that nobody waited for any more.

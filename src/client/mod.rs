@@ -62,7 +62,7 @@ pub(crate) use chat::is_refusal;
 pub use chat::{Chat, ChatAccount, ChatEvent, ChatEvents, ChatLine, ChatLogin, ChatSaid};
 pub use cluster::{ClusterStatus, LogPage, LoggedDelta, Membership, MembershipChange, ServerStatus};
 pub use error::{AttemptEnd, Error, ErrorKind, Failure, Refused, TRIED_KEPT, Tried};
-pub use exchange::{Exchange, Ordered, Orders, OrdersQuery, Stock};
+pub use exchange::{CacheStats, Exchange, Ordered, Orders, OrdersQuery, Stock};
 pub use group::Group;
 pub use hooks::{Call, Hooks};
 pub use jobs::{JobList, JobResult, JobState, Jobs, NewJob, Purged, RingView, Submitted};

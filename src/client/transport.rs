@@ -149,7 +149,8 @@ impl Transport {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
-            .connect_timeout(attempt_timeout)
+            // Shorter than an attempt: what could not even be sent was not applied, and nothing else says so.
+            .connect_timeout(attempt_timeout.mul_f64(0.8))
             .pool_max_idle_per_host(CONNECTIONS_MAX)
             .pool_idle_timeout(IDLE_MAX)
             .build()?;
@@ -165,11 +166,21 @@ impl Transport {
 
     /// Sends a request until it is answered, refused, or its deadline has passed.
     pub(crate) async fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Answer, Error> {
-        let answer = self.call_on(request, deadline, self.servers.route()).await?;
+        let result = self.call_on(request, deadline, self.servers.route()).await;
         if let Some(ticket) = request.ticket {
-            self.tell_of(ticket, &answer.server, |hooks, call| hooks.after_reply(call));
+            self.tell_of_reply(ticket, &result);
         }
-        Ok(answer)
+        result
+    }
+
+    /// Tells the hooks of a reply, if it is one: a service's refusal is.
+    pub(crate) fn tell_of_reply(&self, ticket: &Ticket, result: &Result<Answer, Error>) {
+        let server = match result {
+            Ok(answer) => &answer.server,
+            Err(Error::Refused(refused)) if refused.is_by_service() => &refused.server,
+            Err(_) => return,
+        };
+        self.tell_of(ticket, server, |hooks, call| hooks.after_reply(call));
     }
 
     /// The same, to the servers of a route.

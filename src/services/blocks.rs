@@ -52,6 +52,25 @@ impl<V: Serialize + DeserializeOwned> Blocks<V> {
         });
     }
 
+    /// The same for those before `end`, the last one first.
+    pub(super) fn each_before(
+        &self,
+        view: &impl Readable,
+        end: u64,
+        mut each: impl FnMut(u64, V) -> ControlFlow<()>,
+    ) {
+        for block in (0..end.div_ceil(SIZE)).rev() {
+            let Some(values) = view.get(&self.0, &block) else { return };
+            let mut numbered: Vec<(u64, V)> =
+                (block * SIZE..).zip(values).filter(|(number, _)| *number < end).collect();
+            while let Some((number, value)) = numbered.pop() {
+                if each(number, value).is_break() {
+                    return;
+                }
+            }
+        }
+    }
+
     /// All below `number` are needed no more. To be called for one number after the other.
     pub(super) fn drop_below(&self, tables: &mut Tables<'_>, number: u64) {
         if number.is_multiple_of(SIZE) && number > 0 {

@@ -1,29 +1,31 @@
 //! `quorate chat`: a chat at the terminal, or in a pipe.
 
 mod cursor;
+mod input;
 mod printer;
+mod shower;
 mod words;
 
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use futures_util::future::select_all;
 use regex::RegexBuilder;
-use rustyline::error::ReadlineError;
-use rustyline::{DefaultEditor, ExternalPrinter};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::cursor::Cursor;
+use self::input::{Input, Lines, Terminal, Typed};
 use self::printer::{Printer, plain};
+use self::shower::Shower;
 use self::words::{HELP, Line};
 use super::connect::{ConnectFlags, background_runtime};
 use super::output::{CliError, Exit, Output};
 use super::shown::cell;
-use crate::client::{Chat, ChatEvent, ChatLine, Client, Error, Failure, is_refusal};
+use crate::client::{Chat, ChatLine, Client, Error, Failure, is_refusal};
 use crate::config::{self, Config};
 use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES};
 
@@ -33,8 +35,6 @@ const SESSION_TTL: Duration = Duration::from_secs(10);
 const MARK: Duration = Duration::from_secs(1);
 /// So long the end waits for each answer of the cluster.
 const LEAVE: Duration = Duration::from_secs(2);
-/// Before the events are asked for again when no server has them.
-const PAUSE: Duration = Duration::from_millis(500);
 /// A pattern's program takes at most so many bytes.
 const PATTERN_MAX: usize = 1 << 20;
 /// What `/history` shows when it is not said how much.
@@ -44,7 +44,6 @@ const ELSEWHERE: &str =
     " (a client that was killed is logged out after its --session-ttl, 10s unless it was set otherwise)";
 /// What to do when it is not known whether a line was carried out.
 const LOOK: &str = "/history and /list show whether it was done";
-const PROMPT: &str = "> ";
 
 const EXAMPLE: &str = "\
 Examples:
@@ -109,10 +108,23 @@ struct Talk {
     read: u64,
     /// What the cluster was told last, and when.
     marked: ((u64, u64), Instant),
+    terminal: Terminal,
+    /// The line that is being carried out.
+    under_way: Option<String>,
+    /// The own account is deleted, because it was asked for.
+    deletes_own: bool,
     ended: Exit,
 }
 
-type Lines = mpsc::UnboundedReceiver<Result<String, String>>;
+/// How a stay ends.
+enum End {
+    /// There is no more input, or the last line said so.
+    Left,
+    /// It could not go on.
+    Cut(String),
+    /// Somebody outside said so.
+    Signal,
+}
 
 impl Talk {
     async fn begin(
@@ -133,7 +145,7 @@ impl Talk {
         let cursor = Cursor::open(&file, &whose).map_err(|error| {
             CliError::failed(format!("what was shown cannot be kept in {}: {error}", file.display()))
         })?;
-        let (typed, lines) = mpsc::unbounded_channel();
+        let terminal = Terminal::keep();
         let input = Input::open()?;
         // The login is last: who cannot begin is not active.
         let (chat, login) = client.chat(name, device).await.map_err(|error| {
@@ -155,31 +167,51 @@ impl Talk {
         if login.dropped > 0 {
             Output::note(&format!("up to {} older messages are no longer kept", login.dropped));
         }
-        let printer = Printer::start(input.read_lines(typed), cursor, settings.json);
+        let (lines, above) = input.read_lines();
+        let printer = Printer::start(above, cursor, settings.json);
         let shower = Shower { chat: chat.clone(), printer: printer.clone(), after, repeated };
         let marked = ((0, 0), Instant::now());
-        Ok((Self { chat, settings, printer, read: 0, marked, ended: Exit::Done }, lines, shower))
+        let talk = Self {
+            chat,
+            settings,
+            printer,
+            read: 0,
+            marked,
+            terminal,
+            under_way: None,
+            deletes_own: false,
+            ended: Exit::Done,
+        };
+        Ok((talk, lines, shower))
     }
 
     async fn run(mut self, mut lines: Lines, shower: Shower) -> Result<Exit, CliError> {
-        let [mut terminate, mut interrupt] =
-            [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
+        let mut signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+            .map(signal)
+            .into_iter()
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut told = async || {
+            select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
+        };
         let showing = tokio::spawn(shower.run());
         let printer = self.printer.clone();
         let talking = async {
             self.talk(&mut lines).await;
             self.show_the_rest().await;
         };
-        let over = tokio::select! {
-            () = talking => None,
-            why = printer.over() => Some(why),
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
+        let end = tokio::select! {
+            () = talking => End::Left,
+            why = printer.over() => End::Cut(why),
+            () = told() => End::Signal,
         };
         showing.abort();
         self.printer.finish().await;
-        if let Some(why) = over {
-            return Err(CliError::failed(why));
+        drop(std::mem::replace(&mut self.terminal, Terminal::none()));
+        match end {
+            End::Left => {}
+            End::Cut(_) if self.deletes_own => {}
+            End::Cut(why) => return Err(CliError::failed(why)),
+            End::Signal => self.cut_short(&mut lines),
         }
         let leaving = async {
             let chat = self.chat.with_timeout(LEAVE);
@@ -193,10 +225,21 @@ impl Talk {
         };
         tokio::select! {
             () = leaving => {}
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = told() => {}
         }
         Ok(self.ended)
+    }
+
+    /// A script is to know what of its lines was not carried out.
+    fn cut_short(&mut self, lines: &mut Lines) {
+        if let Some(line) = self.under_way.take() {
+            self.note_end(Exit::Unknown);
+            Output::note(&format!("`{}`: outcome unknown, as the chat was ended; {LOOK}", line.trim()));
+        }
+        if lines.try_recv().is_ok() {
+            self.note_end(Exit::Failed);
+            Output::note("the chat was ended: what was left of its input was not said");
+        }
     }
 
     /// Carries out what is typed, until there is no more of it.
@@ -207,16 +250,22 @@ impl Talk {
             tokio::select! {
                 line = lines.recv() => match line {
                     None => return,
-                    Some(Err(error)) => {
+                    Some(Typed::Broken(error)) => {
                         self.printer.note(format!("the input cannot be read: {error}")).await;
                         return self.note_end(Exit::Failed);
                     }
-                    Some(Ok(line)) => {
+                    Some(Typed::TooLong(bytes)) => {
+                        self.printer.note(too_long(bytes)).await;
+                        self.note_end(Exit::Failed);
+                    }
+                    Some(Typed::Line(line)) => {
                         // Who types has read what is there.
                         self.read = self.printer.shown();
+                        self.under_way = Some(line.clone());
                         if !self.carry_out(&line).await {
                             return;
                         }
+                        self.under_way = None;
                     }
                 },
                 _ = marks.tick() => self.mark().await,
@@ -259,10 +308,13 @@ impl Talk {
             Ok(Line::Say { to, text }) => self.say(to, text).await,
             Ok(Line::List(pattern)) => self.list(pattern).await,
             Ok(Line::History { with, limit }) => self.history(with, limit.unwrap_or(HISTORY)).await,
-            Ok(Line::Delete(name)) => match self.chat.delete(name, self.settings.admin).await {
-                Ok(()) if name == self.settings.name => return false,
-                result => result.map_err(Trouble::Error),
-            },
+            Ok(Line::Delete(name)) => {
+                self.deletes_own = name == self.settings.name;
+                match self.chat.delete(name, self.settings.admin).await {
+                    Ok(()) if self.deletes_own => return false,
+                    result => result.map_err(Trouble::Error),
+                }
+            }
             Ok(Line::Forget(device)) => self.chat.forget(device).await.map_err(Trouble::Error),
             Ok(Line::Help) => {
                 self.printer.print(HELP.to_owned()).await;
@@ -291,11 +343,7 @@ impl Talk {
 
     async fn say(&self, to: Option<&str>, text: &str) -> Result<(), Trouble> {
         if text.len() > MAX_TEXT_BYTES {
-            let text = format!(
-                "not sent: the text takes {} bytes, and a message at most {MAX_TEXT_BYTES}; send it in parts",
-                text.len()
-            );
-            return Err(Trouble::Mistake(text));
+            return Err(Trouble::Mistake(too_long(text.len())));
         }
         self.chat.say(to, text).await?;
         Ok(())
@@ -348,6 +396,12 @@ impl Talk {
     }
 }
 
+fn too_long(bytes: usize) -> String {
+    format!(
+        "not sent: the text takes {bytes} bytes, and a message at most {MAX_TEXT_BYTES}; send it in parts"
+    )
+}
+
 enum Trouble {
     Mistake(String),
     Error(Error),
@@ -356,105 +410,5 @@ enum Trouble {
 impl From<Error> for Trouble {
     fn from(error: Error) -> Self {
         Self::Error(error)
-    }
-}
-
-/// Shows what is said, as it is said.
-struct Shower {
-    chat: Chat,
-    printer: Printer,
-    after: u64,
-    /// This message may have been shown already.
-    repeated: Option<u64>,
-}
-
-impl Shower {
-    async fn run(self) {
-        let mut events = self.chat.events(self.after);
-        let mut silent = false;
-        loop {
-            match events.next().await {
-                Ok(event) => {
-                    if std::mem::take(&mut silent) {
-                        self.printer.note("the servers answer again".to_owned()).await;
-                    }
-                    self.show(event).await;
-                }
-                Err(error) => {
-                    if !std::mem::replace(&mut silent, true) {
-                        self.printer.note(format!("no messages come: {error}; it is tried on")).await;
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn show(&self, event: ChatEvent) {
-        match event {
-            ChatEvent::Message(message) => {
-                let repeated = self.repeated == Some(message.number);
-                self.printer.message(message, repeated).await;
-            }
-            ChatEvent::Account(account) if account.name == self.chat.name() && !account.exists => {
-                self.printer.end("this account was deleted".to_owned());
-            }
-            ChatEvent::Account(_) => {}
-            ChatEvent::Dropped(count) => {
-                self.printer
-                    .note(format!("up to {count} messages are no longer kept, and were missed"))
-                    .await;
-            }
-        }
-    }
-}
-
-/// Where lines are typed.
-enum Input {
-    Terminal(Box<DefaultEditor>, Box<dyn ExternalPrinter + Send>),
-    Pipe,
-}
-
-impl Input {
-    fn open() -> Result<Self, CliError> {
-        if !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
-            return Ok(Self::Pipe);
-        }
-        let cannot = |error: ReadlineError| CliError::failed(format!("the chat cannot start: {error}"));
-        let mut editor = DefaultEditor::new().map_err(cannot)?;
-        let above = editor.create_external_printer().map_err(cannot)?;
-        Ok(Self::Terminal(Box::new(editor), Box::new(above)))
-    }
-
-    /// Reads on a thread of its own: nobody can be kept from typing nothing. Gives what prints above the line.
-    fn read_lines(
-        self,
-        typed: mpsc::UnboundedSender<Result<String, String>>,
-    ) -> Option<Box<dyn ExternalPrinter + Send>> {
-        match self {
-            Self::Pipe => {
-                std::thread::spawn(move || {
-                    for line in std::io::stdin().lock().lines() {
-                        let broken = line.is_err();
-                        if typed.send(line.map_err(|error| error.to_string())).is_err() || broken {
-                            return;
-                        }
-                    }
-                });
-                None
-            }
-            Self::Terminal(mut editor, above) => {
-                std::thread::spawn(move || {
-                    // Ctrl-C and Ctrl-D end it, and so the channel.
-                    while let Ok(line) = editor.readline(PROMPT) {
-                        let _ = editor.add_history_entry(&line);
-                        if typed.send(Ok(line)).is_err() {
-                            return;
-                        }
-                    }
-                });
-                Some(above)
-            }
-        }
     }
 }

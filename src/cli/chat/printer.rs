@@ -4,12 +4,12 @@
 use std::io;
 use std::time::Duration;
 
-use rustyline::ExternalPrinter;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use super::cursor::Cursor;
+use super::input::Above;
 use crate::cli::output::Output;
 use crate::cli::shown::line;
 use crate::services::chat::Message;
@@ -37,11 +37,11 @@ pub(super) struct Printer {
 
 impl Printer {
     /// Prints above the line that is being typed, if there is one.
-    pub(super) fn start(above: Option<Box<dyn ExternalPrinter + Send>>, cursor: Cursor, json: bool) -> Self {
+    pub(super) fn start(above: Option<Above>, cursor: Cursor, json: bool) -> Self {
         let (out, inbox) = mpsc::channel(WAITING);
         let shown = watch::Sender::new(cursor.shown());
         let printer = Self { out, shown: shown.clone(), over: watch::Sender::new(None) };
-        let mut thread = Thread { above, cursor, json, shown };
+        let mut thread = Thread { above, cursor, json, shown, unsure: None };
         let over = printer.over.clone();
         std::thread::spawn(move || {
             if let Err(error) = thread.run(inbox) {
@@ -111,17 +111,19 @@ impl Printer {
 }
 
 struct Thread {
-    above: Option<Box<dyn ExternalPrinter + Send>>,
+    above: Option<Above>,
     cursor: Cursor,
     json: bool,
     shown: watch::Sender<u64>,
+    /// A message that is on the terminal, or about to be: its number, and its line.
+    unsure: Option<(u64, String)>,
 }
 
 impl Thread {
     fn run(&mut self, mut inbox: mpsc::Receiver<Out>) -> io::Result<()> {
         while let Some(out) = inbox.blocking_recv() {
             match out {
-                Out::Line(line) => self.line(&line)?,
+                Out::Line(line) => drop(self.line(&line)?),
                 Out::Note(text) => self.note(&text),
                 Out::Message { message, repeated } => {
                     self.cursor.showing(message.number)?;
@@ -129,28 +131,59 @@ impl Thread {
                         true => json!({ "message": message, "repeated": repeated }).to_string(),
                         false => format!("{}{}", plain(&message), if repeated { "  (repeated)" } else { "" }),
                     };
-                    self.line(&text)?;
-                    self.cursor.shown_up_to(message.number)?;
-                    self.shown.send_replace(message.number);
+                    if self.line(&text)? {
+                        self.was_shown(message.number)?;
+                    } else {
+                        self.unsure = Some((message.number, text));
+                    }
                 }
-                Out::End(done) => drop(done.send(())),
+                Out::End(done) => {
+                    self.make_sure()?;
+                    // Who waited may be gone.
+                    let _ = done.send(());
+                }
             }
         }
         Ok(())
     }
 
-    fn line(&mut self, line: &str) -> io::Result<()> {
-        let wanted = match &mut self.above {
-            Some(above) => above.print(format!("{line}\n")).map(|()| true).map_err(io::Error::other)?,
-            None => Output::is_wanted(line)?,
+    /// Prints a line. False: it may still be on its way.
+    fn line(&mut self, line: &str) -> io::Result<bool> {
+        let Some(above) = &mut self.above else {
+            return match Output::is_wanted(line)? {
+                true => Ok(true),
+                false => Err(io::Error::other("nobody reads it any more")),
+            };
         };
-        if wanted { Ok(()) } else { Err(io::Error::other("nobody reads it any more")) }
+        let is_sure = above.print(line)?;
+        // What came before it was shown before it.
+        if is_sure && let Some((number, _)) = self.unsure.take() {
+            self.was_shown(number)?;
+        }
+        Ok(is_sure)
+    }
+
+    fn was_shown(&mut self, number: u64) -> io::Result<()> {
+        self.cursor.shown_up_to(number)?;
+        self.shown.send_replace(number);
+        Ok(())
+    }
+
+    /// At the end nothing is shown with the next line any more: twice is better than not at all.
+    fn make_sure(&mut self) -> io::Result<()> {
+        if self.above.as_ref().is_some_and(Above::has_ended)
+            && let Some((number, text)) = self.unsure.take()
+        {
+            Output::line(&format!("{text}  (repeated)"))?;
+            self.was_shown(number)?;
+        }
+        Ok(())
     }
 
     fn note(&mut self, text: &str) {
         match &mut self.above {
             // Between what is typed and what is said.
-            Some(above) => drop(above.print(format!("quorate: {text}\n"))),
+            Some(above) => drop(above.print(&format!("quorate: {}", line(text)))),
             None => Output::note(text),
         }
     }

@@ -10,12 +10,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::Caching;
 use crate::cli::output::{CliError, Exit, Output};
-use crate::client::{Client, Error, Exchange, OrdersQuery};
+use crate::client::{CacheStats, Client, Error, Exchange, OrdersQuery};
 use crate::detectors::{terminated, web};
 use crate::services::exchange::Side;
 
@@ -123,9 +123,8 @@ async fn one_order(State(front): State<Front>, number: Result<Path<u64>, PathRej
 }
 
 /// `GET /cache`: how much it is worth.
-async fn hits(State(front): State<Front>) -> Json<Value> {
-    let (hits, misses) = front.exchange.hits_and_misses();
-    Json(json!({ "hits": hits, "misses": misses }))
+async fn hits(State(front): State<Front>) -> Json<CacheStats> {
+    Json(front.exchange.cache_stats())
 }
 
 impl Front {

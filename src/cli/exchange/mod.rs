@@ -2,6 +2,7 @@
 
 mod cents;
 mod front;
+mod ledger;
 mod trade;
 
 use std::net::SocketAddr;

@@ -1,6 +1,5 @@
 //! A client that trades at random and keeps its own log, which it compares with the cluster's at the end.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,8 +10,9 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::Caching;
+use super::ledger::Ledger;
 use crate::cli::output::{CliError, Exit, Output};
-use crate::client::{Client, Error, Exchange, OrdersQuery};
+use crate::client::{CacheStats, Client, Error, Exchange, OrdersQuery};
 use crate::services::exchange::{Order, Side};
 
 /// Orders asked for at once at the end.
@@ -54,10 +54,7 @@ struct Trader {
     exchange: Exchange,
     account: String,
     random: StdRng,
-    /// Orders that were carried out.
-    own: BTreeMap<u64, Order>,
-    /// Orders that may have been.
-    unknown: Vec<(Side, String, u64)>,
+    ledger: Ledger,
     refused: u64,
     failed: u64,
     lookups: Histogram<u64>,
@@ -74,8 +71,7 @@ pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> R
         exchange: arguments.cache.exchange(client),
         account,
         random: StdRng::seed_from_u64(seed),
-        own: BTreeMap::new(),
-        unknown: Vec::new(),
+        ledger: Ledger::default(),
         refused: 0,
         failed: 0,
         lookups: histogram()?,
@@ -91,7 +87,8 @@ pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> R
     while Instant::now() < end {
         trader.turn(&stocks, arguments.probability).await;
     }
-    let verdicts = trader.compare(since).await?;
+    let logged = trader.logged(since).await?;
+    let verdicts = trader.ledger.compare(&logged);
     let _ = client.close().await;
     let wrong = verdicts.iter().filter(|verdict| verdict.wrong).count();
     if !arguments.quiet && !json {
@@ -105,11 +102,6 @@ pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> R
         return Ok(Exit::Failed);
     }
     Ok(Exit::Done)
-}
-
-struct Verdict {
-    text: String,
-    wrong: bool,
 }
 
 impl Trader {
@@ -155,64 +147,33 @@ impl Trader {
         let result = self.exchange.order(side, name, quantity, &self.account).await;
         self.orders.saturating_record(begun.elapsed().as_micros() as u64);
         match result {
-            Ok(reply) => drop(self.own.insert(reply.order.number, reply.data.order)),
-            Err(Error::Unknown(_)) => self.unknown.push((side, name.clone(), quantity)),
+            Ok(reply) => self.ledger.carried_out(reply.data.order),
+            Err(Error::Unknown(_)) => self.ledger.maybe_carried_out(side, name, quantity),
             Err(Error::Refused(refused)) if refused.is_by_service() => self.refused += 1,
             Err(_) => self.failed += 1,
         }
     }
 
-    /// Looks at the cluster's log from `since` on: each own order is there as it is known here, and nothing else on this account
-    /// but what may have been carried out.
-    async fn compare(&mut self, since: u64) -> Result<Vec<Verdict>, Error> {
-        let mut verdicts = Vec::new();
-        let mut missing = self.own.clone();
-        let mut from = since;
-        loop {
-            let page = self.exchange.orders(&self.all(from)).await?;
-            for order in &page.orders {
-                verdicts.push(self.judge(order, missing.remove(&order.number)));
-            }
-            match page.next {
-                Some(next) => from = next,
-                None => break,
-            }
+    /// What the cluster's log says of this account, from `since` on.
+    async fn logged(&self, since: u64) -> Result<Vec<Order>, Error> {
+        let (mut orders, mut from) = (Vec::new(), Some(since));
+        while let Some(since) = from {
+            let page = self.exchange.orders(&self.all(since)).await?.data;
+            orders.extend(page.orders);
+            from = page.next;
         }
-        verdicts.extend(missing.into_keys().map(|number| Verdict {
-            text: format!("order {number}: acknowledged, and not in the cluster's log"),
-            wrong: true,
-        }));
-        Ok(verdicts)
-    }
-
-    fn judge(&mut self, logged: &Order, own: Option<Order>) -> Verdict {
-        let number = logged.number;
-        let (what, wrong) = match own {
-            Some(own) if own == *logged => ("ok".to_owned(), false),
-            Some(own) => (format!("differs: here {own:?}, in the cluster's log {logged:?}"), true),
-            None => {
-                let told = (logged.side, logged.stock.clone(), logged.quantity);
-                match self.unknown.iter().position(|unknown| *unknown == told) {
-                    Some(at) => {
-                        self.unknown.swap_remove(at);
-                        ("ok; its reply was lost".to_owned(), false)
-                    }
-                    None => (format!("nobody here made it: {logged:?}"), true),
-                }
-            }
-        };
-        Verdict { text: format!("order {number}: {what}"), wrong }
+        Ok(orders)
     }
 
     fn summary(&self, wrong: usize, as_json: bool) -> String {
-        let (hits, misses) = self.exchange.hits_and_misses();
+        let CacheStats { hits, misses, pushes } = self.exchange.cache_stats();
         let (lookups, orders) = (&self.lookups, &self.orders);
         let p = |of: &Histogram<u64>, percentile| of.value_at_percentile(percentile);
         if as_json {
             let value = json!({
-                "account": self.account, "orders": self.own.len(), "refused": self.refused, "failed": self.failed,
-                "unknown": self.unknown.len(), "differences": wrong, "lookups": lookups.len(),
-                "hits": hits, "misses": misses,
+                "account": self.account, "orders": self.ledger.orders(), "refused": self.refused, "failed": self.failed,
+                "unknown": self.ledger.unknown(), "differences": wrong, "lookups": lookups.len(),
+                "hits": hits, "misses": misses, "pushes": pushes,
                 "lookup_p50_us": p(lookups, 50.0), "lookup_p99_us": p(lookups, 99.0),
                 "order_p50_us": p(orders, 50.0), "order_p99_us": p(orders, 99.0),
             });
@@ -226,7 +187,7 @@ impl Trader {
             "{}: {} orders, {} refused, {} failed; {} differences\n\
              look-ups: {}, {rate}, p50 {} us, p99 {} us; orders: p50 {} us, p99 {} us",
             self.account,
-            self.own.len(),
+            self.ledger.orders(),
             self.refused,
             self.failed,
             wrong,

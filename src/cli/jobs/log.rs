@@ -65,7 +65,10 @@ fn write(inbox: &Receiver<Out>, lost: &AtomicU64) {
             // Jobs go on, whoever follows them.
             Out::Line(line) => drop(Output::line(&line)),
             Out::Stderr(bytes) => drop(io::stderr().write_all(&bytes)),
-            Out::End(done) => drop(done.send(())),
+            Out::End(done) => {
+                // Who waited may be gone.
+                let _ = done.send(());
+            }
         }
         let lost = lost.swap(0, Ordering::Relaxed);
         if lost > 0 {

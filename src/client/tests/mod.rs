@@ -1,5 +1,6 @@
 //! The client against servers that fail in every way that it claims to survive.
 
+mod groups;
 mod sessions;
 mod watches;
 

@@ -98,9 +98,11 @@ impl Service for Chat {
     }
 
     fn tick(&self, tables: &mut Tables<'_>, _: &mut Context<'_>) {
-        let state = State::of(tables);
-        let state = apply::drop_old(tables, state, apply::DROPS_PER_TICK);
-        tables.put(&STATE, &(), &state);
+        let before = State::of(tables);
+        let after = apply::drop_old(tables, before, apply::DROPS_PER_TICK);
+        if after.oldest != before.oldest {
+            tables.put(&STATE, &(), &after);
+        }
     }
 
     fn session_ended(&self, tables: &mut Tables<'_>, context: &mut Context<'_>) {

@@ -15,8 +15,11 @@ pub(super) const DEFAULT_PAGE: u32 = 100;
 pub(super) const MAX_PAGE_BYTES: usize = 1 << 20;
 /// Messages looked at for one page.
 pub(super) const MAX_SCAN: u64 = 10_000;
+/// And so many bytes of their texts.
+const MAX_SCAN_BYTES: usize = 8 << 20;
 /// Devices looked at to say who has a message to all: with more, it is said of the first ones.
 pub(super) const MAX_MARKS: usize = 2_000;
+
 pub(super) fn inbox(view: &View<'_>, name: &String, after: u64, limit: usize) -> Result<Answer, Refusal> {
     let account = account(view, name)?;
     let state = State::of(view);
@@ -51,21 +54,24 @@ pub(super) fn history(
     let state = State::of(view);
     let first = state.oldest.max(account.since + 1);
     let end = before.unwrap_or(u64::MAX).min(state.newest + 1);
-    let (mut messages, mut bytes, mut looked) = (Vec::new(), 0, end);
-    for number in (first..end).rev().take(MAX_SCAN as usize) {
-        if messages.len() == limit || bytes >= MAX_PAGE_BYTES {
-            break;
+    let (mut messages, mut bytes, mut seen, mut looked) = (Vec::new(), 0, 0, end);
+    MESSAGES.each_before(view, end.saturating_sub(1), |position, stored| {
+        let number = position + 1;
+        let is_full = messages.len() == limit || bytes >= MAX_PAGE_BYTES;
+        let has_seen_enough = end - number > MAX_SCAN || seen >= MAX_SCAN_BYTES;
+        if number < first || is_full || has_seen_enough {
+            return ControlFlow::Break(());
         }
         looked = number;
-        let Some(message) = MESSAGES.get(view, number - 1).map(|stored| Message::new(number, stored)) else {
-            continue;
-        };
+        seen += stored.text.len();
+        let message = Message::new(number, stored);
         let wanted = with.is_none_or(|with| message.from == with || message.to.as_deref() == Some(with));
         if wanted && message.is_for(name) {
             bytes += message.text.len();
             messages.push(message);
         }
-    }
+        ControlFlow::Continue(())
+    });
     messages.reverse();
     let all = marks(view, None);
     let marked = |message: Message| match message.to.clone() {

@@ -11,6 +11,7 @@ use crate::{Refusal, View};
 pub(super) const MAX_SCAN: usize = 10_000;
 /// Orders in one answer.
 pub(super) const MAX_ORDERS: u32 = 1_000;
+
 pub(super) fn catalog(view: &View<'_>, listing: &Listing) -> Result<Answer, Refusal> {
     if view.get(&COUNT, &()).is_none() {
         let mut names: Vec<&str> = OPENING.to_vec();

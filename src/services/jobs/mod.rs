@@ -38,7 +38,7 @@ use super::names::{self, Listing};
 use crate::{Context, QueryContext, Readable, Refusal, Service, Table, Tables, View};
 
 /// One tick makes at most so many jobs ready, and looks at so many leases. The rest comes with the next one.
-const PER_TICK: usize = 512;
+const PER_TICK: usize = if cfg!(test) { 3 } else { 512 };
 /// One tick forgets at most so many jobs that are to be purged,
 const PURGED_PLACES: u64 = if cfg!(test) { 100 } else { 256 };
 /// and stops at so many bytes of their texts.

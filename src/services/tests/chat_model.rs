@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use quorate_storage::codec;
-use quorate_storage::delta::{Command as Delta, DeltaResult};
+use quorate_storage::delta::{Command as Delta, DeltaResult, SYSTEM_SERVICE};
+use quorate_storage::machine::SystemCommand;
 use serde_json::Value;
 
 use super::replicas::Replicas;
-use crate::services::chat::{Command, Reply};
+use crate::services::chat::{Command, DEFAULT_RETENTION, Reply};
 
 const NAMES: [&str; 3] = ["ada", "bob", "cleo"];
 
@@ -38,6 +39,13 @@ enum Step {
         session: u64,
         name: usize,
     },
+    Forget {
+        session: u64,
+        phone: bool,
+    },
+    /// So many messages are to be kept.
+    Retain(u64),
+    Tick,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,12 +58,14 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (session(), 1u32..5, any::<bool>())
             .prop_map(|(session, most, marks)| Step::Take { session, most, marks }),
         1 => (session(), name()).prop_map(|(session, name)| Step::Delete { session, name }),
+        1 => (session(), any::<bool>()).prop_map(|(session, phone)| Step::Forget { session, phone }),
+        1 => (1u64..20).prop_map(Step::Retain),
+        1 => Just(Step::Tick),
     ]
 }
 
 type Device = (usize, bool);
 
-#[derive(Default)]
 struct Model {
     /// From, to.
     messages: Vec<(usize, Option<usize>)>,
@@ -64,9 +74,29 @@ struct Model {
     logins: BTreeMap<u64, Device>,
     /// What each device was given and has marked.
     marked: BTreeMap<Device, u64>,
+    /// The first message that is kept, and how many are to be.
+    oldest: u64,
+    retention: u64,
 }
 
 impl Model {
+    fn new() -> Self {
+        Self {
+            messages: Vec::new(),
+            accounts: BTreeMap::new(),
+            logins: BTreeMap::new(),
+            marked: BTreeMap::new(),
+            oldest: 1,
+            retention: DEFAULT_RETENTION,
+        }
+    }
+
+    /// Drops what is beyond the retention, `most` at once.
+    fn drop_old(&mut self, most: u64) {
+        let kept = self.messages.len() as u64 + 1 - self.oldest;
+        self.oldest += kept.saturating_sub(self.retention).min(most);
+    }
+
     fn device_session(&self, device: Device) -> Option<u64> {
         self.logins.iter().find(|(_, on)| **on == device).map(|(session, _)| *session)
     }
@@ -75,7 +105,7 @@ impl Model {
         let may = |(from, to): &(usize, Option<usize>)| to.is_none_or(|to| to == name || *from == name);
         let numbered = (1u64..).zip(&self.messages);
         numbered
-            .filter(|(number, message)| *number > after && may(message))
+            .filter(|(number, message)| *number > after && *number >= self.oldest && may(message))
             .map(|(number, _)| number)
             .collect()
     }
@@ -123,13 +153,38 @@ impl World {
                 }
                 assert_eq!(found, expected.map_err(str::to_owned));
             }
+            Step::Forget { session, phone } => self.forget(session, phone),
+            Step::Retain(messages) => {
+                self.model.retention = messages;
+                assert_eq!(self.send(0, &Command::Retain { messages }), Ok(Reply::Done));
+            }
+            Step::Tick => {
+                let tick = Delta::sessionless(SYSTEM_SERVICE, codec::encode(&SystemCommand::Tick));
+                self.replicas.apply(0, &[tick]);
+                self.model.drop_old(u64::MAX);
+            }
         }
     }
 
+    fn forget(&mut self, session: u64, phone: bool) {
+        let device = device_name(phone).to_owned();
+        let found = self.send(session, &Command::Forget { device });
+        let own = self.model.logins.get(&session).map(|(name, _)| (*name, phone));
+        let expected = match own {
+            None => Err("not_logged_in"),
+            Some(device) if !self.model.marked.contains_key(&device) => Err("unknown_device"),
+            Some(device) if self.model.device_session(device).is_some() => Err("active"),
+            Some(_) => Ok(Reply::Done),
+        };
+        if let (Ok(_), Some(device)) = (&expected, own) {
+            self.model.marked.remove(&device);
+        }
+        assert_eq!(found, expected.map_err(str::to_owned));
+    }
+
     fn login(&mut self, session: u64, device: Device) {
-        let device_name = if device.1 { "phone" } else { "default" };
-        let command =
-            Command::Login { name: NAMES[device.0].to_owned(), device: device_name.to_owned(), create: true };
+        let on = device_name(device.1).to_owned();
+        let command = Command::Login { name: NAMES[device.0].to_owned(), device: on.clone(), create: true };
         let found = self.send(session, &command);
         let model = &mut self.model;
         if model.logins.get(&session).is_some_and(|on| *on != device) {
@@ -143,10 +198,14 @@ impl World {
         let newest = model.messages.len() as u64;
         let created = !model.accounts.contains_key(&device.0);
         let since = *model.accounts.entry(device.0).or_insert(newest);
-        let delivered = *model.marked.entry(device).or_insert(since);
+        let delivered = model.marked.entry(device).or_insert(since);
+        // What it has missed is told once.
+        let dropped = (model.oldest - 1).saturating_sub(*delivered);
+        *delivered += dropped;
+        let delivered = *delivered;
         model.logins.insert(session, device);
-        let (name, device) = (NAMES[device.0].to_owned(), device_name.to_owned());
-        assert_eq!(found, Ok(Reply::LoggedIn { name, device, created, delivered, dropped: 0, newest }));
+        let name = NAMES[device.0].to_owned();
+        assert_eq!(found, Ok(Reply::LoggedIn { name, device: on, created, delivered, dropped, newest }));
         self.cursors.insert(session, delivered);
     }
 
@@ -164,10 +223,22 @@ impl World {
             }
             Some((from, _)) => {
                 self.model.messages.push((*from, to));
+                self.model.drop_old(4);
                 Ok(self.model.messages.len() as u64)
             }
         };
         assert_eq!(found, expected);
+    }
+
+    /// The last messages are those that it may see.
+    fn look_back(&self, name: usize, most: u32) {
+        let params = format!("name={}&limit={most}", NAMES[name]);
+        let page: Value =
+            serde_json::from_str(&self.replicas.query("chat", "history", &params).unwrap()).unwrap();
+        let found = page["messages"].as_array().unwrap().iter();
+        let all = self.model.visible(name, self.model.accounts[&name]);
+        let expected = &all[all.len().saturating_sub(most as usize)..];
+        assert_eq!(found.map(|row| row["number"].as_u64().unwrap()).collect::<Vec<_>>(), expected);
     }
 
     /// A device is offered what it may see and has not marked, in order.
@@ -179,12 +250,15 @@ impl World {
             serde_json::from_str(&self.replicas.query("chat", "inbox", &params).unwrap()).unwrap();
         let found =
             page["messages"].as_array().unwrap().iter().map(|message| message["number"].as_u64().unwrap());
-        let mut expected = self.model.visible(name, cursor.max(self.model.accounts[&name]));
-        expected.truncate(most as usize);
+        let begin = cursor.max(self.model.accounts[&name]);
+        let all = self.model.visible(name, begin);
+        let expected = &all[..all.len().min(most as usize)];
         assert_eq!(found.collect::<Vec<_>>(), expected);
+        assert_eq!(page["dropped"], self.model.oldest.saturating_sub(begin + 1));
         let upto = page["upto"].as_u64().unwrap();
         assert!(upto >= cursor && expected.last().is_none_or(|last| *last <= upto));
         self.cursors.insert(session, upto);
+        self.look_back(name, most);
         if marks {
             let before = self.model.marked[&device];
             let reply = self.send(session, &Command::Mark { delivered: upto, read: 0 }).unwrap();
@@ -195,13 +269,17 @@ impl World {
     }
 }
 
+fn device_name(phone: bool) -> &'static str {
+    if phone { "phone" } else { "default" }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
     #[test]
-    fn chat_agrees_with_a_model(steps in vec(step(), 1..80)) {
+    fn chat_agrees_with_a_model(steps in vec(step(), 1..120)) {
         let mut world =
-            World { replicas: Replicas::new(), model: Model::default(), cursors: BTreeMap::new() };
+            World { replicas: Replicas::new(), model: Model::new(), cursors: BTreeMap::new() };
         for (at, step) in steps.iter().enumerate() {
             world.step(step);
             if at % 7 == 0 {

@@ -31,6 +31,7 @@ scripts!(
     counter_list,
     exchange,
     exchange_catalog,
+    exchange_limits,
     exchange_times,
     jobs,
     jobs_attempts,

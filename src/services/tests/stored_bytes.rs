@@ -42,6 +42,56 @@ fn register_commands() {
     check("register", "delete", json!({"name": "r"}), &[vec![3], name]);
 }
 
+#[test]
+fn chat_commands() {
+    let (ada, phone) = (text("ada"), text("phone"));
+    let fields = json!({"name": "ada", "device": "phone", "create": true});
+    check("chat", "login", fields, &[vec![0], ada.clone(), phone.clone(), vec![1]]);
+    check("chat", "logout", json!({}), &[vec![1]]);
+    check("chat", "say", json!({"to": null, "text": "hi"}), &[vec![2, 0], text("hi")]);
+    check("chat", "say", json!({"to": "ada", "text": "hi"}), &[vec![2, 1], ada.clone(), text("hi")]);
+    check("chat", "mark", json!({"delivered": 7, "read": 3}), &[vec![3, 7, 3]]);
+    check("chat", "delete", json!({"name": "ada", "admin": false}), &[vec![4], ada, vec![0]]);
+    check("chat", "retain", json!({"messages": 9}), &[vec![5, 9]]);
+    check("chat", "forget", json!({"device": "phone"}), &[vec![6], phone]);
+}
+
+#[test]
+fn exchange_commands() {
+    let (a, ada) = (text("A"), text("ada"));
+    let fields = json!({"stock": "A", "side": "buy", "quantity": 3, "client": "ada"});
+    check("exchange", "order", fields, &[vec![0], a.clone(), vec![0, 3], ada.clone()]);
+    let fields = json!({"stock": "A", "side": "sell", "quantity": 3, "client": "ada"});
+    check("exchange", "order", fields, &[vec![0], a.clone(), vec![1, 3], ada]);
+    let stock = json!({"name": "A", "price": 5, "quantity": 6});
+    check("exchange", "add_stock", stock.clone(), &[vec![1], a.clone(), vec![5, 6]]);
+    check("exchange", "reprice", json!({"stock": "A", "price": 5}), &[vec![2], a.clone(), vec![5]]);
+    check("exchange", "load", json!({"stocks": [stock]}), &[vec![3, 1], a, vec![5, 6]]);
+}
+
+#[test]
+fn jobs_commands() {
+    let (q, w) = (text("q"), text("W1"));
+    let fields = json!({
+        "queue": "q", "payload": "x", "key": "k", "priority": 5, "delay_ms": 1, "attempts": 2, "backoff_ms": 3,
+    });
+    let expected = [vec![0], q.clone(), text("x"), vec![1], text("k"), vec![5, 1, 2, 3]];
+    check("jobs", "submit", fields, &expected);
+    let fields = json!({"queue": "q", "worker": "W1", "lease_ms": 8, "run": 9});
+    check("jobs", "join", fields, &[vec![1], q.clone(), w, vec![8, 9]]);
+    check("jobs", "leave", json!({"member": 4}), &[vec![2, 4]]);
+    check("jobs", "claim", json!({"member": 4}), &[vec![3, 4]]);
+    let fields = json!({"member": 4, "token": 5, "progress": "half"});
+    check("jobs", "heartbeat", fields, &[vec![4, 4, 5], text("half")]);
+    check("jobs", "complete", json!({"id": 4, "token": 5, "result": "y"}), &[vec![5, 4, 5], text("y")]);
+    check("jobs", "fail", json!({"id": 4, "token": 5, "error": "e"}), &[vec![6, 4, 5], text("e")]);
+    let fields = json!({"member": 4, "epoch": 6, "phase": 2, "token": 5});
+    check("jobs", "acknowledge", fields, &[vec![7, 4, 6, 2, 5]]);
+    check("jobs", "cancel", json!({"id": 4}), &[vec![8, 4]]);
+    check("jobs", "retry", json!({"id": 4}), &[vec![9, 4]]);
+    check("jobs", "purge", json!({"queue": "q"}), &[vec![10], q]);
+}
+
 /// Replies are kept in sessions, hence in flushes and snapshots.
 #[test]
 fn replies() {
