@@ -72,7 +72,7 @@ pub use services::{
 };
 pub use session::{SessionMode, WINDOW};
 pub use watch::{Event, Position, Watch};
-pub use worker::{DEFAULT_LEASE, Stop, Tally, Task, Worker, WorkerEvent};
+pub use worker::{Attempt, DEFAULT_LEASE, Failed, Stop, Tally, Task, Worker, WorkerEvent};
 
 use error::History;
 pub(crate) use error::PEER_PORT;

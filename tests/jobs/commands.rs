@@ -139,6 +139,12 @@ async fn what_a_command_says_is_what_is_recorded() {
     assert!(!jobs(&cluster, &["list", "--queue", "q"]).await.expect(0).stdout.contains("no route"));
     assert!(jobs(&cluster, &["status", "2"]).await.expect(0).stdout.contains("had failed exit status: 7"));
 
+    // What is of no use is not tried again.
+    let id = submit(&cluster, &[], "x").await;
+    work(&cluster, &["--dead-on", "65,66"], &["sh", "-c", "exit 66"]).await.expect(1);
+    let dead = jobs(&cluster, &["status", &id, "--json"]).await.expect(0).json();
+    assert_eq!((&dead["state"], &dead["attempts"]), (&json!("dead"), &json!(1)), "{dead}");
+
     // What is left behind in another session, with the pipes open, holds nobody up.
     let id = submit(&cluster, &["--attempts", "1"], "x").await;
     work(&cluster, &["--job-timeout", "15s"], &["sh", "-c", "setsid sleep 30 & echo done"]).await.expect(0);

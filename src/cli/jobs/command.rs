@@ -22,7 +22,7 @@ use tokio::time::{interval, sleep, timeout};
 
 use super::log::{Log, Out};
 use crate::cli::output::CliError;
-use crate::client::Task;
+use crate::client::{Attempt, Failed, Task};
 use crate::config;
 use crate::services::jobs::MAX_RESULT_BYTES;
 
@@ -42,6 +42,8 @@ const ERROR_TAIL: usize = 500;
 pub(super) struct Program {
     pub(super) words: Vec<OsString>,
     pub(super) timeout: Option<Duration>,
+    /// Exit codes that end a job for good.
+    pub(super) dead_on: Vec<i32>,
     /// Where the commands' progress files are.
     pub(super) scratch: Arc<TempDir>,
     pub(super) log: Log,
@@ -113,9 +115,9 @@ pub(super) fn check(words: &[OsString]) -> Result<(), CliError> {
 
 impl Program {
     /// Runs it for a job. An error says what the attempt failed by.
-    pub(super) async fn run(self, task: Task) -> Result<String, String> {
+    pub(super) async fn run(self, task: Task) -> Attempt {
         let Some((program, arguments)) = self.words.split_first() else {
-            return Err("there is no command".to_owned());
+            return Err("there is no command".into());
         };
         let claim = &task.claim;
         let progress = self.scratch.path().join(format!("progress-{}", claim.token));
@@ -141,13 +143,60 @@ impl Program {
             }
         };
         let result = tokio::select! {
-            result = talk(&mut group, &claim.payload, &self.log) => result,
-            () = follow(&progress, &task) => Err("the progress cannot be followed".to_owned()),
-            () = limit => Err(format!("not done within {:?}", self.timeout.unwrap_or_default())),
+            result = self.talk(&mut group, &claim.payload) => result,
+            () = follow(&progress, &task) => Err("the progress cannot be followed".into()),
+            () = limit => Err(format!("not done within {:?}", self.timeout.unwrap_or_default()).into()),
         };
         // It may never have been written.
         let _ = fs::remove_file(&progress);
         result
+    }
+
+    async fn talk(&self, group: &mut Group, payload: &str) -> Attempt {
+        let child = &mut group.0;
+        let (Some(mut stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err("the command has no pipes".into());
+        };
+        let feed = async move {
+            // A command that does not read all of it has its reasons; its exit code counts.
+            let _ = stdin.write_all(payload.as_bytes()).await;
+        };
+        let (mut result, mut error) = (Vec::new(), Vec::new());
+        let (status, read) = {
+            let talk = async {
+                let ((), read, ()) = tokio::join!(
+                    feed,
+                    read_result(stdout, &mut result),
+                    read_error(stderr, &mut error, &self.log)
+                );
+                read
+            };
+            let mut talk = pin!(maybe_done(talk));
+            let status = tokio::select! {
+                status = group.ended() => status,
+                () = async { (&mut talk).await; pending().await } => Err(io::ErrorKind::NotFound.into()),
+            };
+            let _ = timeout(PIPES, &mut talk).await;
+            (status, talk.take_output().unwrap_or(Ok(())))
+        };
+        let status = status.map_err(|error| format!("its end cannot be waited for: {error}"))?;
+        if !status.success() {
+            let error = String::from_utf8_lossy(&error);
+            let error = error.trim();
+            let cause = if error.is_empty() { status.to_string() } else { format!("{status}: {error}") };
+            let last = status.code().is_some_and(|code| self.dead_on.contains(&code));
+            return Err(Failed { cause, last });
+        }
+        read.map_err(|error| format!("its output cannot be read: {error}"))?;
+        if result.len() > MAX_RESULT_BYTES {
+            return Err(format!(
+                "its output takes more than {MAX_RESULT_BYTES} bytes; store it elsewhere and print its address"
+            )
+            .into());
+        }
+        String::from_utf8(result).map_err(|_| "its output is not UTF-8".into())
     }
 }
 
@@ -171,47 +220,6 @@ fn end_of(file: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(PROGRESS_TAIL).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-async fn talk(group: &mut Group, payload: &str, log: &Log) -> Result<String, String> {
-    let child = &mut group.0;
-    let (Some(mut stdin), Some(stdout), Some(stderr)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        return Err("the command has no pipes".to_owned());
-    };
-    let feed = async move {
-        // A command that does not read all of it has its reasons; its exit code counts.
-        let _ = stdin.write_all(payload.as_bytes()).await;
-    };
-    let (mut result, mut error) = (Vec::new(), Vec::new());
-    let (status, read) = {
-        let talk = async {
-            let ((), read, ()) =
-                tokio::join!(feed, read_result(stdout, &mut result), read_error(stderr, &mut error, log));
-            read
-        };
-        let mut talk = pin!(maybe_done(talk));
-        let status = tokio::select! {
-            status = group.ended() => status,
-            () = async { (&mut talk).await; pending().await } => Err(io::ErrorKind::NotFound.into()),
-        };
-        let _ = timeout(PIPES, &mut talk).await;
-        (status, talk.take_output().unwrap_or(Ok(())))
-    };
-    let status = status.map_err(|error| format!("its end cannot be waited for: {error}"))?;
-    if !status.success() {
-        let error = String::from_utf8_lossy(&error);
-        let error = error.trim();
-        return Err(if error.is_empty() { status.to_string() } else { format!("{status}: {error}") });
-    }
-    read.map_err(|error| format!("its output cannot be read: {error}"))?;
-    if result.len() > MAX_RESULT_BYTES {
-        return Err(format!(
-            "its output takes more than {MAX_RESULT_BYTES} bytes; store it elsewhere and print its address"
-        ));
-    }
-    String::from_utf8(result).map_err(|_| "its output is not UTF-8".to_owned())
 }
 
 /// One byte more than is taken, and the rest unread into nothing, so that the command does not wait for ever.

@@ -32,6 +32,9 @@ pub(super) struct WorkArgs {
     /// An attempt that takes longer has failed
     #[arg(long, value_name = "TIME", value_parser = config::timeout)]
     job_timeout: Option<Duration>,
+    /// Exit codes which say that no further attempt is of use: the job is a dead letter at once
+    #[arg(long, value_name = "CODE,…", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..=255))]
+    dead_on: Vec<i32>,
     /// End when the queue has nothing left to do; with 1 if jobs are dead letters since this began
     #[arg(long)]
     until_empty: bool,
@@ -57,6 +60,7 @@ pub(super) async fn run(
     let program = Program {
         words: arguments.command,
         timeout: arguments.job_timeout,
+        dead_on: arguments.dead_on,
         scratch: Arc::new(scratch),
         log: log.clone(),
     };

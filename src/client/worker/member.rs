@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use super::Attempt;
 use super::run::PAUSE;
 use crate::client::{Client, Event, Position};
 use crate::services::jobs::{Claim, JobEvent, Phase, ReadyEvent, RingEvent, SLOTS, Standing};
@@ -35,9 +36,9 @@ pub(super) struct Member {
 pub(super) struct Held {
     pub(super) claim: Claim,
     pub(super) progress: watch::Receiver<String>,
-    pub(super) work: JoinHandle<Result<String, String>>,
+    pub(super) work: JoinHandle<Attempt>,
     /// What came of it, until the cluster knows.
-    pub(super) outcome: Option<Result<String, String>>,
+    pub(super) outcome: Option<Attempt>,
 }
 
 impl Held {

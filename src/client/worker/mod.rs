@@ -49,6 +49,31 @@ impl Task {
     }
 }
 
+/// Why an attempt at a job has failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct Failed {
+    /// Kept with the job.
+    pub cause: String,
+    /// No further attempt is of use: the job is a dead letter at once.
+    pub last: bool,
+}
+
+impl From<String> for Failed {
+    fn from(cause: String) -> Self {
+        Self { cause, last: false }
+    }
+}
+
+impl From<&str> for Failed {
+    fn from(cause: &str) -> Self {
+        cause.to_owned().into()
+    }
+}
+
+/// What came of an attempt: the job's result, or why there is none.
+pub type Attempt = std::result::Result<String, Failed>;
+
 /// What a worker tells of itself.
 #[derive(Debug, Clone)]
 pub enum WorkerEvent {
@@ -144,7 +169,7 @@ impl Worker {
     ) -> Result<Tally>
     where
         W: Fn(Task) -> F + Send + Sync,
-        F: Future<Output = Result<String, String>> + Send + 'static,
+        F: Future<Output = Attempt> + Send + 'static,
     {
         Run::new(self, stop, work, tell).run().await
     }

@@ -13,7 +13,7 @@ use tokio::task::JoinError;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::member::{EVERYTHING, Events, Held, Member, lost};
-use super::{Stop, Tally, Task, Worker, WorkerEvent};
+use super::{Attempt, Failed, Stop, Tally, Task, Worker, WorkerEvent};
 use crate::client::{Client, Error, Event, Position, Reply, Result, is_refusal};
 use crate::services::jobs::{Claim, MemberRow, Phase, Standing, State};
 
@@ -73,7 +73,7 @@ enum Happened {
     Heartbeat,
     /// The work of a job that is no longer its own has ended.
     Ended,
-    Outcome(Result<Result<String, String>, JoinError>),
+    Outcome(Result<Attempt, JoinError>),
     LeaseOver,
     Stop,
 }
@@ -96,7 +96,7 @@ async fn told_now(mut stop: watch::Receiver<Stop>) {
 impl<W, F, T> Run<W, T>
 where
     W: Fn(Task) -> F,
-    F: Future<Output = Result<String, String>> + Send + 'static,
+    F: Future<Output = Attempt> + Send + 'static,
     T: Fn(WorkerEvent),
 {
     pub(super) fn new(worker: Worker, stop: watch::Receiver<Stop>, work: W, tell: T) -> Self {
@@ -272,7 +272,8 @@ where
             }
             Happened::Heartbeat => self.heartbeat(member).await?,
             Happened::Outcome(outcome) => {
-                let outcome = outcome.unwrap_or_else(|error| Err(format!("the work has panicked: {error}")));
+                let outcome =
+                    outcome.unwrap_or_else(|error| Err(format!("the work has panicked: {error}").into()));
                 if let Some(held) = &mut member.job {
                     held.outcome = Some(outcome);
                 }
@@ -440,7 +441,10 @@ where
         };
         let (command, body, error) = match outcome {
             Ok(result) => ("complete", json!({"id": id, "token": token, "result": result}), None),
-            Err(error) => ("fail", json!({"id": id, "token": token, "error": error.clone()}), Some(error)),
+            Err(Failed { cause, last }) => {
+                let body = json!({"id": id, "token": token, "error": &cause, "last": last});
+                ("fail", body, Some(cause))
+            }
         };
         match self.command::<Outcome>(member, command, body).await {
             Ok(Some(outcome)) => {
@@ -453,7 +457,7 @@ where
             // The attempt is over: its result is not to be had.
             Err(End::Refused(error)) if is_refusal(&error, "too_large") => {
                 if let Some(held) = &mut member.job {
-                    held.outcome = Some(Err(error.to_string()));
+                    held.outcome = Some(Err(error.to_string().into()));
                 }
                 return Ok(());
             }

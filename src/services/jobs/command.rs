@@ -83,6 +83,9 @@ pub enum Command {
         token: u64,
         /// Why.
         error: String,
+        /// No further attempt is of use: it is a dead letter at once.
+        #[serde(default)]
+        last: bool,
     },
     /// A member has done what a phase of a resize asks for.
     Acknowledge {

@@ -136,16 +136,17 @@ impl<'x, 't, 'c> Desk<'x, 't, 'c> {
         self.turn(next, &mut job, state);
     }
 
-    /// An attempt has come to nothing: the job is tried again after a pause, or is a dead letter.
-    pub(super) fn come_to_nothing(&mut self, id: u64, job: &mut Job, error: String, pause_ms: u64) {
+    /// An attempt has come to nothing: the job is tried again after a pause, or is a dead letter; without a pause too.
+    pub(super) fn come_to_nothing(&mut self, id: u64, job: &mut Job, error: String, pause_ms: Option<u64>) {
         job.error = error;
         job.due_ms = self.context.time();
-        if job.attempts >= job.most_attempts {
-            self.end(id, job, State::Dead);
-        } else {
-            job.due_ms += pause_ms;
-            let state = self.armed(job);
-            self.turn(id, job, state);
+        match pause_ms.filter(|_| job.attempts < job.most_attempts) {
+            None => self.end(id, job, State::Dead),
+            Some(pause_ms) => {
+                job.due_ms += pause_ms;
+                let state = self.armed(job);
+                self.turn(id, job, state);
+            }
         }
     }
 }
@@ -279,12 +280,12 @@ pub(super) fn fail(
     context: &mut Context<'_>,
     id: u64,
     token: u64,
-    error: String,
+    (error, last): (String, bool),
 ) -> Result<Reply, Refusal> {
     let mut job = held(tables, id, token)?;
     let_go(tables, &job, false);
     let mut desk = Desk::open(tables, context, &job.queue);
-    let pause = backoff(&job);
+    let pause = (!last).then(|| backoff(&job));
     desk.come_to_nothing(id, &mut job, cut(error, MAX_ERROR_BYTES), pause);
     desk.close();
     Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms })

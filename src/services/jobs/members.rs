@@ -166,7 +166,7 @@ impl Desk<'_, '_, '_> {
             self.release(member);
         } else if let Some(mut job) = self.held_by(member) {
             let error = format!("{} was silent for its lease of {} ms", member.name, member.lease_ms);
-            self.come_to_nothing(member.job, &mut job, error, 0);
+            self.come_to_nothing(member.job, &mut job, error, Some(0));
         }
         if let Some((key, _)) = member.letting_go.clone() {
             self.pass_on(key, NOBODY);

@@ -94,7 +94,7 @@ impl Service for Jobs {
                 members::heartbeat(tables, context, member, token, progress)
             }
             Command::Complete { id, token, result } => desk::complete(tables, context, id, token, &result),
-            Command::Fail { id, token, error } => desk::fail(tables, context, id, token, error),
+            Command::Fail { id, token, error, last } => desk::fail(tables, context, id, token, (error, last)),
             Command::Acknowledge { member, epoch, phase, token } => {
                 members::acknowledge(tables, context, member, (epoch, phase), token)
             }

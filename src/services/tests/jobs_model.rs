@@ -34,7 +34,8 @@ enum Step {
     Heartbeat(usize, bool),
     Acknowledge(usize),
     Complete(usize),
-    Fail(usize),
+    /// Whether it is to be the last attempt.
+    Fail(usize, bool),
     Cancel(usize),
     Retry(usize),
     /// So much later.
@@ -52,11 +53,17 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (worker(), any::<bool>()).prop_map(|(at, holds)| Step::Heartbeat(at, holds)),
         8 => worker().prop_map(Step::Acknowledge),
         4 => (0usize..50).prop_map(Step::Complete),
-        2 => (0usize..50).prop_map(Step::Fail),
+        2 => (0usize..50, prop::bool::weighted(0.2)).prop_map(|(at, last)| Step::Fail(at, last)),
         1 => (0usize..50).prop_map(Step::Cancel),
         1 => (0usize..50).prop_map(Step::Retry),
         3 => (0u64..600).prop_map(Step::Tick),
     ]
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Outcome {
+    Done,
+    Failed { last: bool },
 }
 
 #[derive(Debug, Clone)]
@@ -223,8 +230,8 @@ impl Model {
             Step::Claim(at) => drop(self.claim(WORKERS[at])),
             Step::Heartbeat(at, holds) => self.heartbeat(WORKERS[at], holds),
             Step::Acknowledge(at) => self.acknowledge(WORKERS[at]),
-            Step::Complete(at) => self.outcome(at, true),
-            Step::Fail(at) => self.outcome(at, false),
+            Step::Complete(at) => self.outcome(at, Outcome::Done),
+            Step::Fail(at, last) => self.outcome(at, Outcome::Failed { last }),
             Step::Cancel(at) => self.cancel(at),
             Step::Retry(at) => self.retry(at),
             Step::Tick(later) => self.tick(later),
@@ -355,21 +362,22 @@ impl Model {
         }
     }
 
-    fn outcome(&mut self, at: usize, done: bool) {
+    fn outcome(&mut self, at: usize, outcome: Outcome) {
         let Some((&id, job)) = self.jobs.iter().nth(at) else { return };
         let (token, was) = (job.token, job.clone());
-        let command = match done {
-            true => Command::Complete { id, token, result: String::new() },
-            false => Command::Fail { id, token, error: "x".to_owned() },
+        let command = match outcome {
+            Outcome::Done => Command::Complete { id, token, result: String::new() },
+            Outcome::Failed { last } => Command::Fail { id, token, error: "x".to_owned(), last },
         };
         let reply = self.send(&command);
-        match was.state {
-            State::Running if done => {
+        match (was.state, outcome) {
+            (State::Running, Outcome::Done) => {
                 self.jobs.get_mut(&id).unwrap().completions += 1;
                 self.end(id, State::Done);
             }
-            State::Running => self.fail(id, BACKOFF << (was.attempts - 1)),
-            State::Done if done => {}
+            (State::Running, Outcome::Failed { last: true }) => self.end(id, State::Dead),
+            (State::Running, _) => self.fail(id, BACKOFF << (was.attempts - 1)),
+            (State::Done, Outcome::Done) => {}
             _ => return assert_eq!(reply, Err("stale_token".to_owned())),
         }
         let Ok(Reply::Job { state, .. }) = reply else { panic!("{reply:?}") };

@@ -84,7 +84,8 @@ fn jobs_commands() {
     let fields = json!({"member": 4, "token": 5, "progress": "half"});
     check("jobs", "heartbeat", fields, &[vec![4, 4, 5], text("half")]);
     check("jobs", "complete", json!({"id": 4, "token": 5, "result": "y"}), &[vec![5, 4, 5], text("y")]);
-    check("jobs", "fail", json!({"id": 4, "token": 5, "error": "e"}), &[vec![6, 4, 5], text("e")]);
+    let fields = json!({"id": 4, "token": 5, "error": "e", "last": true});
+    check("jobs", "fail", fields, &[vec![6, 4, 5], text("e"), vec![1]]);
     let fields = json!({"member": 4, "epoch": 6, "phase": 2, "token": 5});
     check("jobs", "acknowledge", fields, &[vec![7, 4, 6, 2, 5]]);
     check("jobs", "cancel", json!({"id": 4}), &[vec![8, 4]]);
