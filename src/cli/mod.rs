@@ -60,6 +60,9 @@ Examples:
   quorate cluster init --name S1 --data d1 --listen 127.0.0.1:8001 --peer-listen 127.0.0.1:9001
   quorate server --name S1 --data d1 --listen 127.0.0.1:8001 --peer-listen 127.0.0.1:9001
   quorate client add 5
+  quorate chat --name ada
+  quorate exchange catalog
+  quorate jobs submit 'to: ada'
   quorate cluster status
 
 Settings: flags, then QUORATE_* (QUORATE_SERVERS for --servers), then the --config file, then defaults.
