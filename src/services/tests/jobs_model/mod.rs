@@ -1,6 +1,9 @@
 //! Jobs against a list of jobs: same states, same refusals, one at a time of each key and in order, nothing given to two; and a ring
 //! whose slots have one owner each, whoever comes, goes, or says nothing any more.
 
+mod check;
+mod rules;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::collection::vec;
@@ -118,70 +121,6 @@ impl Model {
 
     fn ask(&self, query: &str, params: &str) -> Value {
         serde_json::from_str(&self.replicas.query("jobs", query, params).unwrap()).unwrap()
-    }
-
-    /// Puts a job where it belongs: behind another one of its key, into the future, or among those that are ready.
-    fn arm(&mut self, id: u64) {
-        let (key, now) = (self.jobs[&id].key, self.time);
-        let busy = |other: &Job| matches!(other.state, State::Delayed | State::Ready | State::Running);
-        let behind =
-            key.is_some() && self.jobs.iter().any(|(other, job)| *other != id && job.key == key && busy(job));
-        let behind = behind || key.is_some_and(|key| self.letting_go.values().any(|(kept, _)| *kept == key));
-        let job = self.jobs.get_mut(&id).unwrap();
-        job.worker = None;
-        job.state = match (behind, job.due > now) {
-            (true, _) => State::Waiting,
-            (false, true) => State::Delayed,
-            (false, false) => State::Ready,
-        };
-    }
-
-    fn end(&mut self, id: u64, state: State) {
-        let job = self.jobs.get_mut(&id).unwrap();
-        let was_head = job.state != State::Waiting;
-        (job.state, job.worker) = (state, None);
-        let key = job.key;
-        if was_head && let Some(key) = key {
-            self.pass_on(key);
-        }
-    }
-
-    fn pass_on(&mut self, key: &'static str) {
-        let next = self.jobs.iter().find(|(_, job)| job.key == Some(key) && job.state == State::Waiting);
-        if let Some((&next, _)) = next {
-            self.arm(next);
-        }
-    }
-
-    fn lets_go(&mut self, worker: &str) {
-        if let Some((key, _)) = self.letting_go.remove(worker) {
-            self.pass_on(key);
-        }
-    }
-
-    /// The attempt has come to nothing.
-    fn fail(&mut self, id: u64, pause: u64) {
-        let now = self.time;
-        let job = self.jobs.get_mut(&id).unwrap();
-        if job.attempts >= job.most {
-            self.end(id, State::Dead);
-        } else {
-            job.due = now + pause;
-            self.arm(id);
-        }
-    }
-
-    fn held(&self, worker: &str) -> Option<u64> {
-        self.jobs.iter().find(|(_, job)| job.worker == Some(worker)).map(|(id, _)| *id)
-    }
-
-    fn give_back(&mut self, worker: &str) {
-        if let Some(id) = self.held(worker) {
-            let job = self.jobs.get_mut(&id).unwrap();
-            job.attempts -= 1;
-            job.due = job.due.min(self.time);
-            self.arm(id);
-        }
     }
 
     fn stands(&mut self, worker: &'static str, standing: &Standing) {
@@ -445,46 +384,6 @@ impl Model {
                 self.fail(id, 0);
             }
             self.lets_go(worker);
-        }
-    }
-
-    fn check(&self) {
-        for (id, job) in &self.jobs {
-            let row = self.ask("status", &format!("id={id}"));
-            assert_eq!(row["state"], serde_json::json!(job.state), "job {id}: {row}, expected {job:?}");
-            assert_eq!(row["attempts"], job.attempts, "{row}");
-            assert!(job.completions <= 1, "job {id} was completed twice");
-        }
-        let Ok(ring) = self.replicas.query("jobs", "ring", "queue=q") else { return };
-        let ring: Value = serde_json::from_str(&ring).unwrap();
-        let workers = ring["workers"].as_array().unwrap();
-        let names: Vec<&str> = workers.iter().map(|worker| worker["name"].as_str().unwrap()).collect();
-        assert!(names.iter().eq(self.members.keys()), "{ring}");
-        let asked = workers.iter().filter(|worker| worker["asked"] == true).count();
-        assert_eq!(ring["pending"], asked, "{ring}");
-        assert_eq!(ring["phase"] == 0, asked == 0, "a phase that waits for nobody is over: {ring}");
-        let counts = &self.ask("queues", "")["queues"][0]["jobs"];
-        for state in [
-            State::Waiting,
-            State::Delayed,
-            State::Ready,
-            State::Running,
-            State::Done,
-            State::Dead,
-            State::Cancelled,
-        ] {
-            let count = self.jobs.values().filter(|job| job.state == state).count();
-            assert_eq!(counts[serde_json::json!(state).as_str().unwrap()], count, "{state:?}: {counts}");
-        }
-        let mut slots = BTreeSet::new();
-        for run in workers.iter().flat_map(|worker| worker["owns"].as_array().unwrap()) {
-            let (first, last) = (run[0].as_u64().unwrap(), run[1].as_u64().unwrap());
-            assert!((first..=last).all(|slot| slots.insert(slot)), "a slot has two owners: {ring}");
-        }
-        let owned: u64 = workers.iter().map(|worker| worker["slots"].as_u64().unwrap()).sum();
-        assert_eq!(slots.len() as u64, owned);
-        if ring["phase"] == 0 && !workers.is_empty() {
-            assert_eq!(owned, u64::from(SLOTS), "a slot has no owner: {ring}");
         }
     }
 
