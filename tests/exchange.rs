@@ -189,6 +189,8 @@ async fn the_catalog_is_changed_by_the_command_line() {
     assert_eq!((&frog["price"], &frog["quantity"]), (&json!(200), &json!(7)), "{frog}");
     let gone = exchange(&cluster, &["lookup", "GameStart"]).await.expect(1);
     assert!(gone.stderr.contains("unknown_stock"), "{gone:?}");
+    let refused = exchange(&cluster, &["order", "buy", "FrogCo", "-3"]).await.expect(2);
+    assert!(refused.stderr.contains("what is asked for here is not negative"), "{refused:?}");
     std::fs::write(&file, "stocks = 7").expect("a file");
     exchange(&cluster, &["load", &file]).await.expect(2);
 }
@@ -197,7 +199,7 @@ async fn the_catalog_is_changed_by_the_command_line() {
 #[tokio::test]
 async fn a_trader_that_disagrees_with_the_log_says_so() {
     let cluster = Cluster::start(1).await;
-    let trade = exchange(&cluster, &["trade", "--seconds", "3", "--account", "ada"]);
+    let trade = exchange(&cluster, &["trade", "--seconds", "10", "--account", "ada"]);
     let meddle = async {
         cluster
             .until("she trades", async || {

@@ -257,7 +257,7 @@ async fn by_the_client_library() {
 async fn a_group_with_one_server_away() {
     let cluster = Cluster::start(3).await;
     cluster.kill9(&cluster.backup().await);
-    let client = cluster.client().timeout(Duration::from_secs(2)).build().expect("a client");
+    let client = cluster.client().timeout(Duration::from_secs(5)).build().expect("a client");
     let counter = |group| client.group(group).counter(NAME);
     assert_eq!(counter(Group::Majority).add(5).await.expect("two of three").value, 5);
     assert_eq!(counter(Group::First).add(5).await.expect("one of three").value, 10);

@@ -15,6 +15,7 @@ mod console;
 mod detectors;
 mod exchange;
 mod jobs;
+mod lines;
 mod manager;
 mod output;
 mod repeat;

@@ -48,6 +48,9 @@ async fn a_pipe_ends_when_all_was_shown() {
     assert!(again.stderr.contains("there are no messages from or to cleo"), "{again:?}");
     let mistake = pipe(&cluster, dir.path(), "ada", "/history 0\n").await.expect(1);
     assert!(mistake.stderr.contains("N is a number from 1 on"), "{mistake:?}");
+    // Nothing is written under a name that is none.
+    let strange = pipe(&cluster, dir.path(), "../../evil", "hi\n").await.expect(2);
+    assert!(strange.stderr.contains("is no name of an account"), "{strange:?}");
     // What is too long is not sent, and the rest is.
     for bytes in [4_097, 20_000] {
         let long = pipe(&cluster, dir.path(), "cleo", &format!("{}\n/list [ac]\n", "x".repeat(bytes))).await;

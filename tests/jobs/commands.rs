@@ -1,7 +1,9 @@
 //! The command line: what a worker's command does and says, and what is told of jobs.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use quorate::client::NewJob;
@@ -83,6 +85,27 @@ async fn a_command_ends_with_its_job() {
         .await;
     until_no_dots(&cluster, &file).await;
 
+    // A terminal that is closed says so twice, and its job is done all the same.
+    drop(worker);
+    let worker = Worker::start(&cluster, "q", "W1", "2s", &["sh", "-c", "sleep 1; cat"]);
+    cluster
+        .until("it runs again", async || match state(id).await {
+            Ok((State::Running, _)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    worker.signal(Signal::HUP);
+    cluster
+        .until("it is done", async || {
+            worker.signal(Signal::HUP);
+            match state(id).await {
+                Ok((State::Done, 1)) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    let id = submit().await;
+
     // The cluster is away for longer than the lease.
     let file = dir.path().join("two");
     drop(worker);
@@ -121,7 +144,7 @@ async fn what_a_command_says_is_what_is_recorded() {
     assert_eq!(submit(&cluster, &["--key", "k"], "ada").await, "1");
     let told =
         work(&cluster, &[], &["sh", "-c", "echo $QUORATE_JOB $QUORATE_KEY $QUORATE_ATTEMPT; cat"]).await;
-    assert!(told.expect(0).stderr.contains("1 jobs done"));
+    assert!(told.expect(0).stderr.contains("1 job done"));
     assert_eq!(jobs(&cluster, &["result", "1"]).await.expect(0).stdout, "1 k 1\nada\n");
 
     // Failures: their cause is recorded, and in the end it is a dead letter, and the worker has not done it all.
@@ -181,6 +204,34 @@ async fn what_a_command_says_is_what_is_recorded() {
     assert!(refused.stderr.contains("not done within 200ms"), "{refused:?}");
 }
 
+/// What comes slowly is submitted as it comes.
+#[tokio::test]
+async fn lines_are_submitted_as_they_come() {
+    let cluster = Cluster::start(1).await;
+    let client = client(&cluster);
+    let servers = cluster.urls().join(",");
+    let mut command = quorate_command();
+    command.args(["jobs", "submit", "--queue", "q", "--lines", "--servers", &servers]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("quorate can be run");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    for count in 1..=3 {
+        writeln!(stdin, "line {count}").expect("it reads");
+        cluster
+            .until("it is submitted", async || {
+                let queue = client.jobs().queue("q").await.map_err(|error| error.to_string())?;
+                match queue.map_or(0, |queue| queue.jobs.ready) {
+                    ready if ready == count => Ok(()),
+                    ready => Err(format!("{ready} of {count} are there")),
+                }
+            })
+            .await;
+    }
+    stdin.write_all(b"\xff\nline 5\n").expect("it reads");
+    drop(stdin);
+    let output = child.wait_with_output().expect("its end");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(1), &b"1\n2\n3\n"[..]));
+}
+
 #[tokio::test]
 async fn what_is_asked_is_answered_with_a_code() {
     let cluster = Cluster::start(1).await;
@@ -212,7 +263,7 @@ async fn what_is_asked_is_answered_with_a_code() {
     let refused = jobs(&cluster, &["submit", "--queue", "a:b", "x"]).await.expect(1);
     assert!(refused.stderr.contains("bad_name"), "{refused:?}");
     let refused = jobs(&cluster, &["submit", "--attempts", "-1", "x"]).await.expect(2);
-    assert!(refused.stderr.contains("what is asked for here is not negative"), "{refused:?}");
+    assert!(refused.stderr.contains("-1 is not in 1..=1000"), "{refused:?}");
 
     // A program reads each answer as JSON.
     let lines = |run: Run| -> Vec<Value> {

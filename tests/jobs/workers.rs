@@ -37,11 +37,12 @@ async fn work_that_panics_has_failed_and_the_worker_goes_on() {
 #[tokio::test]
 async fn a_worker_tells_once_that_the_cluster_is_away() {
     let cluster = Cluster::start(1).await;
-    let client = cluster.client().timeout(Duration::from_millis(300)).build().expect("a client");
+    let client = client(&cluster);
+    let hasty = cluster.client().timeout(Duration::from_secs(1)).build().expect("a client");
     let (told, mut events) = mpsc::unbounded_channel();
     let (stop, stopped) = watch::channel(Stop::No);
     // Longer than the cluster is away: it is not evicted.
-    let worker = client.worker("default", "W1").lease(Duration::from_secs(60));
+    let worker = hasty.worker("default", "W1").lease(Duration::from_secs(60));
     let tell = move |event: WorkerEvent| drop(told.send(event));
     let running = tokio::spawn(worker.run(async |_| Ok(String::new()), stopped, tell));
     assert!(matches!(events.recv().await, Some(WorkerEvent::Joined(_))));

@@ -3,7 +3,7 @@
 //! A crash between the two shows one message again, and that one is known. What ends is this process, not the machine, so
 //! nothing is synced.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -26,9 +26,6 @@ impl Cursor {
     /// # Errors
     /// When it cannot be read or made, is another program's, or is held by another process.
     pub(super) fn open(path: &Path, whose: &str) -> io::Result<Self> {
-        if let Some(dir) = path.parent() {
-            fs::create_dir_all(dir)?;
-        }
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         file.try_lock().map_err(|_| {
             io::Error::new(
@@ -61,10 +58,6 @@ impl Cursor {
         (after, Some(self.showing).filter(|showing| *showing > after))
     }
 
-    pub(super) fn shown(&self) -> u64 {
-        self.shown
-    }
-
     /// A message is about to be shown.
     pub(super) fn showing(&mut self, number: u64) -> io::Result<()> {
         self.showing = number;
@@ -89,12 +82,14 @@ fn invalid(text: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
     fn a_crash_while_a_message_is_shown_is_known() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("new/ada");
+        let path = dir.path().join("ada");
         let mut cursor = Cursor::open(&path, "c ada default").unwrap();
         assert_eq!(cursor.resume(3), (3, None));
         cursor.showing(4).unwrap();

@@ -1,6 +1,6 @@
-//! Where lines are typed: a terminal, or a pipe. Each is read on a thread of its own: nobody can be kept from typing nothing.
+//! Where lines are typed: a terminal, or a pipe.
 
-use std::io::{self, BufRead, IsTerminal as _, Read as _};
+use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,26 +10,12 @@ use rustyline::{DefaultEditor, ExternalPrinter};
 use tokio::sync::mpsc;
 
 use super::words::Line;
+use crate::cli::lines::{self, Lines, Typed};
 use crate::cli::output::{CliError, Output};
 
 const PROMPT: &str = "> ";
 /// What is longer is no line of a chat.
 const MAX_LINE_BYTES: usize = 16_384;
-/// Lines that wait to be carried out, at most: a pipe waits meanwhile.
-const WAITING: usize = 64;
-
-/// What was typed.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Typed {
-    Line(String),
-    /// A line that is too long, and was passed over.
-    TooLong(usize),
-    /// It cannot be read on.
-    Broken(String),
-}
-
-pub(super) type Lines = mpsc::Receiver<Typed>;
-
 pub(super) enum Input {
     Terminal(Box<DefaultEditor>, Above),
     Pipe,
@@ -53,23 +39,12 @@ impl Input {
         Ok(Self::Terminal(Box::new(editor), Above { printer, turns: Arc::default() }))
     }
 
-    /// Begins to read. Gives what prints above the line, if one is typed.
+    /// Begins to read, on a thread: nobody can be kept from typing nothing. Gives what prints above the line, if one is typed.
     pub(super) fn read_lines(self) -> (Lines, Option<Above>) {
-        let (typed, lines) = mpsc::channel(WAITING);
         match self {
-            Self::Pipe => {
-                std::thread::spawn(move || {
-                    let mut stdin = io::stdin().lock();
-                    while let Some(line) = next_line(&mut stdin) {
-                        let broken = matches!(line, Typed::Broken(_));
-                        if typed.blocking_send(line).is_err() || broken {
-                            return;
-                        }
-                    }
-                });
-                (lines, None)
-            }
+            Self::Pipe => (lines::from_stdin(MAX_LINE_BYTES), None),
             Self::Terminal(mut editor, above) => {
+                let (typed, lines) = mpsc::channel(lines::WAITING);
                 let turns = Arc::clone(&above.turns);
                 std::thread::spawn(move || {
                     loop {
@@ -92,31 +67,6 @@ impl Input {
     }
 }
 
-/// Reads one line, of which no more is kept than a line may have.
-fn next_line(from: &mut impl BufRead) -> Option<Typed> {
-    let broken = |error: io::Error| Some(Typed::Broken(error.to_string()));
-    let mut line = Vec::new();
-    if let Err(error) = from.by_ref().take(MAX_LINE_BYTES as u64 + 1).read_until(b'\n', &mut line) {
-        return broken(error);
-    }
-    if line.is_empty() {
-        return None;
-    }
-    if line.len() > MAX_LINE_BYTES && line.last() != Some(&b'\n') {
-        return match from.skip_until(b'\n') {
-            Ok(rest) => Some(Typed::TooLong(line.len() + rest)),
-            Err(error) => broken(error),
-        };
-    }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    }
-    match String::from_utf8(line) {
-        Ok(line) => Some(Typed::Line(line)),
-        Err(_) => Some(Typed::Broken("it is not UTF-8".to_owned())),
-    }
-}
-
 impl Above {
     /// Prints a line. False: it is not certain that it is to be seen, as typing has begun or ended meanwhile.
     ///
@@ -127,7 +77,11 @@ impl Above {
         const NOTHING: &str = "\u{1b}[A\n";
         let before = self.turns.load(Ordering::SeqCst);
         for text in [format!("{line}\n"), NOTHING.to_owned(), NOTHING.to_owned()] {
-            self.printer.print(text).map_err(io::Error::other)?;
+            match self.printer.print(text) {
+                // The last line was typed while this waited.
+                Err(_) if self.has_ended() => return Ok(false),
+                printed => printed.map_err(io::Error::other)?,
+            }
         }
         Ok(self.turns.load(Ordering::SeqCst) == before)
     }
@@ -147,14 +101,7 @@ impl Terminal {
         Self(tcgetattr(io::stdin()).ok())
     }
 
-    /// Nothing is to be restored.
-    pub(super) fn none() -> Self {
-        Self(None)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
+    pub(super) fn restore(&self) {
         let Some(before) = &self.0 else { return };
         let changed = tcgetattr(io::stdin()).is_ok_and(|now| now.local_modes != before.local_modes);
         if changed {
@@ -166,24 +113,8 @@ impl Drop for Terminal {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_read_in_bounded_room() {
-        let long = "x".repeat(MAX_LINE_BYTES);
-        let text = format!("one\n\n{long}\n{long}x\n{long}{long}\nlast");
-        let mut input = text.as_bytes();
-        let mut next = || next_line(&mut input);
-        assert_eq!(next(), Some(Typed::Line("one".to_owned())));
-        assert_eq!(next(), Some(Typed::Line(String::new())));
-        assert_eq!(next(), Some(Typed::Line(long.clone())));
-        assert_eq!(next(), Some(Typed::TooLong(MAX_LINE_BYTES + 2)));
-        assert_eq!(next(), Some(Typed::TooLong(2 * MAX_LINE_BYTES + 1)));
-        assert_eq!(next(), Some(Typed::Line("last".to_owned())));
-        assert_eq!(next(), None);
-        let mut input = &b"\xff\nnext"[..];
-        assert_eq!(next_line(&mut input), Some(Typed::Broken("it is not UTF-8".to_owned())));
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.restore();
     }
 }

@@ -18,16 +18,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::cursor::Cursor;
-use self::input::{Input, Lines, Terminal, Typed};
+use self::input::{Input, Terminal};
 use self::printer::{Printer, plain};
 use self::shower::Shower;
 use self::words::{HELP, Line};
 use super::connect::{ConnectFlags, background_runtime};
+use super::lines::{Lines, Typed};
 use super::output::{CliError, Exit, Output};
 use super::shown::cell;
 use crate::client::{Chat, ChatLine, Client, Error, Failure, is_refusal};
 use crate::config::{self, Config};
-use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES};
+use crate::services::chat::{DEFAULT_DEVICE, MAX_TEXT_BYTES, check_name};
 
 /// A client that is gone is logged out after this time.
 const SESSION_TTL: Duration = Duration::from_secs(10);
@@ -133,17 +134,26 @@ impl Talk {
         file: Option<PathBuf>,
     ) -> Result<(Self, Lines, Shower), CliError> {
         let Settings { name, device, .. } = &settings;
+        // Before a file has such a name.
+        for (what, name) in [("account", name), ("device", device)] {
+            check_name(what, name).map_err(|refusal| CliError::usage(refusal.detail))?;
+        }
         let cluster = client.cluster().await?.cluster_id.as_str().unwrap_or("unknown").to_owned();
         let file = match file {
             Some(file) => file,
-            None => config::state_dir()
-                .ok_or_else(|| CliError::usage("there is no HOME: name a file with --cursor"))?
-                .join(&cluster)
-                .join(format!("{name}@{device}.chat")),
+            None => {
+                let home = config::state_dir();
+                let dir =
+                    home.ok_or_else(|| CliError::usage("there is no HOME: name a file with --cursor"))?;
+                let dir = dir.join(&cluster);
+                std::fs::create_dir_all(&dir)
+                    .map_err(|error| CliError::failed(format!("{}: {error}", dir.display())))?;
+                dir.join(format!("{name}@{device}.chat"))
+            }
         };
         let whose = format!("{cluster} {name} {device}");
         let cursor = Cursor::open(&file, &whose).map_err(|error| {
-            CliError::failed(format!("what was shown cannot be kept in {}: {error}", file.display()))
+            CliError::failed(format!("{error} ({} is to keep what was shown)", file.display()))
         })?;
         let terminal = Terminal::keep();
         let input = Input::open()?;
@@ -168,7 +178,7 @@ impl Talk {
             Output::note(&format!("up to {} older messages are no longer kept", login.dropped));
         }
         let (lines, above) = input.read_lines();
-        let printer = Printer::start(above, cursor, settings.json);
+        let printer = Printer::start(above, cursor, after, settings.json);
         let shower = Shower { chat: chat.clone(), printer: printer.clone(), after, repeated };
         let marked = ((0, 0), Instant::now());
         let talk = Self {
@@ -206,11 +216,16 @@ impl Talk {
         };
         showing.abort();
         self.printer.finish().await;
-        drop(std::mem::replace(&mut self.terminal, Terminal::none()));
+        lines.close();
+        self.terminal.restore();
         match end {
             End::Left => {}
             End::Cut(_) if self.deletes_own => {}
-            End::Cut(why) => return Err(CliError::failed(why)),
+            End::Cut(why) => {
+                self.cut_short(&mut lines);
+                let exit = if self.ended == Exit::Unknown { Exit::Unknown } else { Exit::Failed };
+                return Err(CliError::new(exit, why));
+            }
             End::Signal => self.cut_short(&mut lines),
         }
         let leaving = async {
@@ -262,10 +277,11 @@ impl Talk {
                         // Who types has read what is there.
                         self.read = self.printer.shown();
                         self.under_way = Some(line.clone());
-                        if !self.carry_out(&line).await {
+                        let goes_on = self.carry_out(&line).await;
+                        self.under_way = None;
+                        if !goes_on {
                             return;
                         }
-                        self.under_way = None;
                     }
                 },
                 _ = marks.tick() => self.mark().await,
@@ -311,8 +327,14 @@ impl Talk {
             Ok(Line::Delete(name)) => {
                 self.deletes_own = name == self.settings.name;
                 match self.chat.delete(name, self.settings.admin).await {
-                    Ok(()) if self.deletes_own => return false,
-                    result => result.map_err(Trouble::Error),
+                    Ok(()) => {
+                        self.printer.note(format!("the account {} is deleted", cell(name))).await;
+                        if self.deletes_own {
+                            return false;
+                        }
+                        Ok(())
+                    }
+                    Err(error) => Err(Trouble::Error(error)),
                 }
             }
             Ok(Line::Forget(device)) => self.chat.forget(device).await.map_err(Trouble::Error),

@@ -16,6 +16,8 @@ use crate::services::chat::Message;
 
 /// What waits to be printed, at most.
 const WAITING: usize = 64;
+/// So long it may take until a message comes that is known to be there.
+const COMING: Duration = Duration::from_secs(5);
 /// So long the end waits for what is still to be printed.
 const REST: Duration = Duration::from_secs(2);
 
@@ -37,9 +39,10 @@ pub(super) struct Printer {
 
 impl Printer {
     /// Prints above the line that is being typed, if there is one.
-    pub(super) fn start(above: Option<Above>, cursor: Cursor, json: bool) -> Self {
+    /// All up to `after` was shown.
+    pub(super) fn start(above: Option<Above>, cursor: Cursor, after: u64, json: bool) -> Self {
         let (out, inbox) = mpsc::channel(WAITING);
-        let shown = watch::Sender::new(cursor.shown());
+        let shown = watch::Sender::new(after);
         let printer = Self { out, shown: shown.clone(), over: watch::Sender::new(None) };
         let mut thread = Thread { above, cursor, json, shown, unsure: None };
         let over = printer.over.clone();
@@ -60,7 +63,7 @@ impl Printer {
     pub(super) async fn until_shown(&self, number: u64) {
         let mut shown = self.shown.subscribe();
         while *shown.borrow_and_update() < number {
-            if timeout(REST, shown.changed()).await.is_err() {
+            if timeout(COMING, shown.changed()).await.is_err() {
                 return;
             }
         }

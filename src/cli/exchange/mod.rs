@@ -45,7 +45,7 @@ const TRADE_EXAMPLE: &str = "\
 Example:
   quorate exchange trade --seconds 30 --probability 0.7
 
-At the end each order is compared with the cluster's log. Exit 1: they differ.";
+At the end each order is compared with the cluster's log. Exit 1: they differ; 3: the log could not be had.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]

@@ -87,7 +87,15 @@ pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> R
     while Instant::now() < end {
         trader.turn(&stocks, arguments.probability).await;
     }
-    let logged = trader.logged(since).await?;
+    let logged = match trader.logged(since).await {
+        Ok(logged) => logged,
+        Err(error) => {
+            // What it did is worth telling all the same.
+            Output::raw(format!("{}\n", trader.summary(None, json)).as_bytes())?;
+            let text = format!("the orders were not compared with the cluster's log: {error}");
+            return Err(CliError::new(Exit::Unknown, text));
+        }
+    };
     let verdicts = trader.ledger.compare(&logged);
     let _ = client.close().await;
     let wrong = verdicts.iter().filter(|verdict| verdict.wrong).count();
@@ -96,7 +104,7 @@ pub(super) async fn run(client: &Client, arguments: &TradeArgs, json: bool) -> R
             Output::raw(format!("{}\n", verdict.text).as_bytes())?;
         }
     }
-    Output::raw(format!("{}\n", trader.summary(wrong, json)).as_bytes())?;
+    Output::raw(format!("{}\n", trader.summary(Some(wrong), json)).as_bytes())?;
     if wrong > 0 {
         Output::note(&format!("{wrong} orders differ from the cluster's log (--seed {seed})"));
         return Ok(Exit::Failed);
@@ -165,7 +173,7 @@ impl Trader {
         Ok(orders)
     }
 
-    fn summary(&self, wrong: usize, as_json: bool) -> String {
+    fn summary(&self, wrong: Option<usize>, as_json: bool) -> String {
         let CacheStats { hits, misses, pushes } = self.exchange.cache_stats();
         let (lookups, orders) = (&self.lookups, &self.orders);
         let p = |of: &Histogram<u64>, percentile| of.value_at_percentile(percentile);
@@ -183,14 +191,15 @@ impl Trader {
             0 => "no cache".to_owned(),
             all => format!("{:.1} % from the cache", hits as f64 * 100.0 / all as f64),
         };
+        let differences =
+            wrong.map_or_else(|| "not compared".to_owned(), |wrong| format!("{wrong} differences"));
         format!(
-            "{}: {} orders, {} refused, {} failed; {} differences\n\
+            "{}: {} orders, {} refused, {} failed; {differences}\n\
              look-ups: {}, {rate}, p50 {} us, p99 {} us; orders: p50 {} us, p99 {} us",
             self.account,
             self.ledger.orders(),
             self.refused,
             self.failed,
-            wrong,
             lookups.len(),
             p(lookups, 50.0),
             p(lookups, 99.0),

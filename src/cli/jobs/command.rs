@@ -183,9 +183,7 @@ impl Program {
         };
         let status = status.map_err(|error| format!("its end cannot be waited for: {error}"))?;
         if !status.success() {
-            let error = String::from_utf8_lossy(&error);
-            let error = error.trim();
-            let cause = if error.is_empty() { status.to_string() } else { format!("{status}: {error}") };
+            let cause = cause(&status, &String::from_utf8_lossy(&error));
             let last = status.code().is_some_and(|code| self.dead_on.contains(&code));
             return Err(Failed { cause, last });
         }
@@ -222,6 +220,16 @@ fn end_of(file: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Why a command has failed: in the first line its status and the last thing that it said, below that what else it said last.
+fn cause(status: &ExitStatus, told: &str) -> String {
+    let told = told.trim();
+    match told.lines().next_back() {
+        None => status.to_string(),
+        Some(last) if last.len() == told.len() => format!("{status}: {told}"),
+        Some(last) => format!("{status}: {}\n{told}", last.trim()),
+    }
+}
+
 /// One byte more than is taken, and the rest unread into nothing, so that the command does not wait for ever.
 async fn read_result(stdout: impl AsyncRead + Unpin, result: &mut Vec<u8>) -> io::Result<()> {
     let mut stdout = stdout.take(MAX_RESULT_BYTES as u64 + 1);
@@ -237,5 +245,23 @@ async fn read_error(mut stderr: impl AsyncRead + Unpin, tail: &mut Vec<u8>, log:
         tail.extend_from_slice(&buffer[..count]);
         let excess = tail.len().saturating_sub(ERROR_TAIL);
         tail.drain(..excess);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_last_line_says_why() {
+        let told = |text: &str| cause(&ExitStatus::from_raw(1 << 8), text);
+        assert_eq!(told(" \n"), "exit status: 1");
+        assert_eq!(told("no route\n"), "exit status: 1: no route");
+        assert_eq!(
+            told("Traceback:\n  line 3\nValueError: x\n"),
+            "exit status: 1: ValueError: x\nTraceback:\n  line 3\nValueError: x"
+        );
     }
 }

@@ -4,11 +4,11 @@
 use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::cli::output::Output;
 
@@ -16,6 +16,8 @@ use crate::cli::output::Output;
 const WAITING: usize = 1_024;
 /// So long the end waits for what is still to be written.
 const REST: Duration = Duration::from_secs(2);
+/// While there is no room.
+const AGAIN: Duration = Duration::from_millis(10);
 
 pub(super) enum Out {
     /// A remark for a person.
@@ -53,8 +55,15 @@ impl Log {
     /// Waits until all was written, for a while.
     pub(super) async fn finish(&self) {
         let (done, written) = oneshot::channel();
-        self.write(Out::End(done));
-        let _ = timeout(REST, written).await;
+        let mut end = Out::End(done);
+        let ended = async {
+            while let Err(TrySendError::Full(full)) = self.out.try_send(end) {
+                end = full;
+                sleep(AGAIN).await;
+            }
+            written.await
+        };
+        let _ = timeout(REST, ended).await;
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use self::show::{describe, job_table, queue_table, word};
+use self::show::{counted, describe, job_table, queue_table, word};
 use super::connect::{ConnectFlags, background_runtime, runtime};
 use super::output::{CliError, Exit, Output, Printed};
 use crate::client::{Client, Error, JobState, Jobs, Purged, Reply, is_refusal};
@@ -124,7 +124,7 @@ enum Request {
         /// Which queue
         queue: String,
     },
-    /// Show the queues, and how many jobs they have
+    /// Show the queues, and how many jobs they have, or have ever had that are done or cancelled
     #[command(after_help = "Example:\n  quorate jobs queues")]
     Queues,
 }
@@ -179,8 +179,9 @@ impl From<Shown> for State {
 
 pub(crate) fn run(arguments: JobsArgs, config: &Config) -> Result<Exit, CliError> {
     let connection = arguments.connect.resolve(config)?;
+    let set = config.pick("queue", None, config::parsed)?;
     // Of who names none.
-    let queue = config.pick("queue", None, config::parsed)?.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
+    let queue: String = set.clone().unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
     super::log_to_stderr("warn")?;
     let (client, output) = (connection.builder().build()?, connection.output());
     match arguments.action {
@@ -190,10 +191,21 @@ pub(crate) fn run(arguments: JobsArgs, config: &Config) -> Result<Exit, CliError
         }
         Action::Ring(arguments) => runtime()?.block_on(ring::show(&client, &queue, &arguments, output)),
         Action::Request(request) => runtime()?.block_on(async {
+            let request = request.of_queue(set);
             let ended = perform(&client, request, &queue, output, connection.json).await;
             super::client::close(&client).await;
             ended
         }),
+    }
+}
+
+impl Request {
+    /// What shows the jobs of all queues unless one is named shows those of the one that is set.
+    fn of_queue(mut self, set: Option<String>) -> Self {
+        if let Self::List(ListArgs { queue, .. }) | Self::Dead { queue } = &mut self {
+            *queue = queue.take().or(set);
+        }
+        self
     }
 }
 
@@ -311,8 +323,8 @@ fn purged(reply: Result<Reply<Purged>, Error>, output: Output) -> Result<Exit, C
     match reply {
         Ok(reply) => {
             let Purged { jobs, gone } = reply.data;
-            let rest = if gone { "; the queue goes with them" } else { "; the queue is still in use" };
-            Output::note(&format!("{jobs} jobs are forgotten{rest}"));
+            let rest = if gone { "the queue too" } else { "the queue is still in use" };
+            Output::note(&format!("forgotten: {}; {rest}", counted(jobs, "job")));
             done(&Printed::new(jobs.to_string(), reply.body), output)
         }
         Err(error) => refused(error, output),

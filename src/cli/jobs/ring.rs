@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::show::counted;
 use crate::cli::output::{CliError, Exit, Output, Printed};
 use crate::cli::shown::cell;
 use crate::cli::status;
@@ -70,13 +71,12 @@ fn steady(ring: &RingView) -> RingView {
 }
 
 fn draw(ring: &RingView) -> String {
-    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     let secs = |ms: u64| format!("{:.1} s", ms as f64 / 1_000.0);
     let since = secs(ring.now_ms.saturating_sub(ring.since_ms));
     let mut text = format!(
         "queue {}: {}, ring {}, phase {} {}",
         cell(&ring.queue),
-        counted(ring.workers.len(), "worker"),
+        counted(ring.workers.len() as u64, "worker"),
         ring.epoch,
         u8::from(ring.phase),
         ring.phase.name(),

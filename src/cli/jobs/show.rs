@@ -12,6 +12,11 @@ pub(super) fn word(state: State) -> String {
     json!(state).as_str().unwrap_or_default().to_owned()
 }
 
+/// `1 job`, `2 jobs`.
+pub(super) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 pub(super) fn job_table(jobs: &[JobRow]) -> String {
     let mut table = status::table(&[
         "job",

@@ -4,12 +4,14 @@ use std::io::{IsTerminal as _, Read as _};
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{done, refused, result};
+use crate::cli::lines::{self, Typed};
 use crate::cli::output::{CliError, Exit, Output, Printed};
 use crate::client::{Client, NewJob, WINDOW};
 use crate::config;
+use crate::services::jobs::MAX_PAYLOAD_BYTES;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -20,13 +22,16 @@ Examples:
 
 With --wait: exit 1, it is a dead letter or was cancelled; exit 3, it is submitted and has not ended.";
 
-/// A batch of lines has so many bytes at most: half of what a body may have, as JSON may escape some.
-const BATCH_BYTES: usize = 4 << 20;
+/// A batch of lines takes no further one beyond so many bytes, of the 8 MiB that a body may have: JSON may escape some.
+const BATCH_BYTES: usize = 6 << 20;
+/// A line has at most so many, several times what a payload may have: who is a little above it is told by the cluster.
+const MAX_LINE_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]
 pub(super) struct SubmitArgs {
     /// What the worker is given [default: what is on stdin]
+    #[arg(allow_negative_numbers = true)]
     payload: Option<String>,
     /// Into which queue [default: default]
     #[arg(long)]
@@ -61,7 +66,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<Exit, CliError> {
     if arguments.lines {
-        return lines(client, queue, &arguments, output).await;
+        return submit_lines(client, queue, &arguments, output).await;
     }
     let payload = match &arguments.payload {
         Some(payload) => payload.clone(),
@@ -107,44 +112,72 @@ fn stdin() -> Result<String, CliError> {
     Ok(text)
 }
 
-/// Each line is a job; many go at once. What could not be submitted for certain, or in doubt, is told by its line.
-async fn lines(
+/// Each line is a job, and is submitted as it comes; those that wait go together. What could not be submitted for certain, or in
+/// doubt, is told by its line.
+async fn submit_lines(
     client: &Client,
     queue: &str,
     arguments: &SubmitArgs,
     output: Output,
 ) -> Result<Exit, CliError> {
-    let text = stdin()?;
-    let jobs: Vec<NewJob> = text.lines().map(|line| new_job(arguments, queue, line.to_owned())).collect();
-    let (mut first, mut exit, mut rest) = (1, Exit::Done, &jobs[..]);
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let fits = rest.iter().take(WINDOW).take_while(|job| {
-            bytes += json!(job.payload).to_string().len();
-            bytes <= BATCH_BYTES
-        });
-        let (batch, behind) = rest.split_at(fits.count().max(1));
-        rest = behind;
-        let last = first + batch.len() - 1;
-        let results = client.jobs().submit_all(batch).await.map_err(|error| {
-            let error = CliError::from(error);
-            CliError { message: format!("lines {first} to {last}: {}", error.message), ..error }
-        })?;
-        for (line, result) in (first..).zip(&results.data) {
-            let written = match result {
-                Ok(reply) => {
-                    output.reply(&Printed::new(reply["id"].to_string(), reply.to_string())).map(drop)
+    let mut stdin = lines::from_stdin(MAX_LINE_BYTES);
+    let (mut first, mut exit) = (1, Exit::Done);
+    let unseen = |error: std::io::Error| CliError::unseen(&error);
+    while let Some(line) = stdin.recv().await {
+        let (mut jobs, mut bytes, mut next) = (Vec::new(), 0, Some(line));
+        // Until nothing waits, the batch is full, or a line is none.
+        let odd = loop {
+            match next.take() {
+                None => break None,
+                Some(Typed::Line(line)) => {
+                    bytes += json!(line).to_string().len();
+                    jobs.push(new_job(arguments, queue, line));
                 }
-                Err(problem) => {
-                    exit = Exit::Failed;
-                    Output::error(&format!("line {line}: {problem}"));
-                    // Each line of stdin has its line.
-                    output.body(&json!({ "refused": problem.problem }).to_string())
+                Some(odd) => break Some(odd),
+            }
+            if jobs.len() < WINDOW && bytes + MAX_LINE_BYTES <= BATCH_BYTES {
+                next = stdin.try_recv().ok();
+            }
+        };
+        if !jobs.is_empty() {
+            let last = first + jobs.len() - 1;
+            let results = client.jobs().submit_all(&jobs).await.map_err(|error| {
+                let error = CliError::from(error);
+                CliError { message: format!("lines {first} to {last}: {}", error.message), ..error }
+            })?;
+            for (line, result) in (first..).zip(&results.data) {
+                match result {
+                    Ok(reply) => {
+                        let printed = Printed::new(reply["id"].to_string(), reply.to_string());
+                        output.reply(&printed).map_err(unseen)?;
+                    }
+                    Err(problem) => {
+                        exit = Exit::Failed;
+                        refuse(line, &problem.to_string(), &problem.problem, output).map_err(unseen)?;
+                    }
                 }
-            };
-            written.map_err(|error| CliError::unseen(&error))?;
+            }
+            first = last + 1;
         }
-        first = last + 1;
+        match odd {
+            None | Some(Typed::Line(_)) => {}
+            Some(Typed::TooLong(bytes)) => {
+                exit = Exit::Failed;
+                let detail = format!("it has {bytes} bytes, and a payload at most {MAX_PAYLOAD_BYTES}");
+                let problem = json!({"code": "too_large", "detail": &detail, "outcome": "not_applied"});
+                refuse(first, &detail, &problem, output).map_err(unseen)?;
+                first += 1;
+            }
+            Some(Typed::Broken(error)) => {
+                return Err(CliError::failed(format!("line {first}: {error}; it ends the input")));
+            }
+        }
     }
     Ok(exit)
+}
+
+/// With `--json` each line of stdin has its line of stdout.
+fn refuse(line: usize, text: &str, problem: &Value, output: Output) -> std::io::Result<()> {
+    Output::error(&format!("line {line}: {text}"));
+    output.body(&json!({ "refused": problem }).to_string())
 }

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 
 use super::command::Program;
 use super::log::{Log, Out};
-use super::show::word;
+use super::show::{counted, word};
 use crate::cli::output::{CliError, Exit};
 use crate::client::{Client, DEFAULT_LEASE, Stop, Tally, WorkerEvent};
 use crate::config;
-use crate::services::jobs::SLOTS;
+use crate::services::jobs::{MAX_LEASE_MS, MIN_LEASE_MS, SLOTS};
 
 #[derive(Debug, Args)]
 #[command(after_help = super::WORK_EXAMPLE)]
@@ -27,7 +27,7 @@ pub(super) struct WorkArgs {
     #[arg(long)]
     pub(super) name: Option<String>,
     /// It is taken for dead, and its job is given to another one, after this time without a word, 500ms to 1h [default: 5s]
-    #[arg(long, value_name = "TIME", value_parser = config::timeout)]
+    #[arg(long, value_name = "TIME", value_parser = lease)]
     lease: Option<Duration>,
     /// An attempt that takes longer has failed
     #[arg(long, value_name = "TIME", value_parser = config::timeout)]
@@ -35,7 +35,7 @@ pub(super) struct WorkArgs {
     /// Exit codes which say that no further attempt is of use: the job is a dead letter at once
     #[arg(long, value_name = "CODE,…", value_delimiter = ',', value_parser = clap::value_parser!(i32).range(1..=255))]
     dead_on: Vec<i32>,
-    /// End when the queue has nothing left to do; with 1 if jobs are dead letters since this began
+    /// End when the queue has nothing left to do; with 1 if jobs became dead letters in this worker's hands
     #[arg(long)]
     until_empty: bool,
     /// Tell of troubles alone
@@ -44,6 +44,14 @@ pub(super) struct WorkArgs {
     /// What to run for each job
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+fn lease(text: &str) -> Result<Duration, String> {
+    let lease = config::timeout(text)?;
+    match (MIN_LEASE_MS..=MAX_LEASE_MS).contains(&u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)) {
+        true => Ok(lease),
+        false => Err(format!("`{text}` is no lease; use 500ms to 1h")),
+    }
 }
 
 pub(super) async fn run(
@@ -74,46 +82,53 @@ pub(super) async fn run(
         true => log.write(Out::Line(as_line(&event))),
         false => tell(&event, arguments.quiet).into_iter().for_each(|text| log.write(Out::Note(text))),
     };
-    let tally = tokio::select! {
-        tally = worker.run(|task| program.clone().run(task), stopped, told) => tally?,
-        () = signals => Tally::default(),
+    let ended = tokio::select! {
+        ended = worker.run(|task| program.clone().run(task), stopped, told) => ended,
+        () = signals => Ok(Tally::default()),
     };
+    if ended.is_err() {
+        log.finish().await;
+    }
+    let tally = ended?;
     super::super::client::close(client).await;
     let dead = match tally.dead {
         0 => String::new(),
         dead => format!(", and {dead} dead: `quorate jobs dead` shows them"),
     };
-    log.write(Out::Note(format!("{} jobs done{dead}", tally.done)));
+    log.write(Out::Note(format!("{} done{dead}", counted(tally.done, "job"))));
     log.finish().await;
     // One that is run for what is there has not done it all; one that goes on for ever is not judged by its jobs.
     Ok(if arguments.until_empty && tally.dead > 0 { Exit::Failed } else { Exit::Done })
 }
 
-/// The first signal: after this job. The second: at once.
+/// The first signal: after this job. The second: at once; but a terminal that is closed may say so several times, the kernel and the
+/// shell each.
 fn listen(stop: watch::Sender<Stop>, log: Log) -> Result<impl Future<Output = ()>, CliError> {
     let failed = |error| CliError::failed(format!("cannot listen for signals: {error}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    // A terminal that was closed: without this its command would go on alone, and a second one begin.
+    // Without this a closed terminal's command would go on alone, and a second one begin.
     let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
     Ok(async move {
-        for (when, text) in [
-            (
-                Stop::AfterJob,
-                "stopping; a job that it has is done first. Once more, and that goes back to the queue",
-            ),
-            (Stop::Now, "stopping now"),
-        ] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-                _ = hangup.recv() => {}
-            }
+        // The worker ends this.
+        loop {
+            let is_hangup = tokio::select! {
+                _ = terminate.recv() => false,
+                _ = interrupt.recv() => false,
+                _ = hangup.recv() => true,
+            };
+            let now = *stop.borrow();
+            let (when, text) = match now {
+                Stop::No => (
+                    Stop::AfterJob,
+                    "stopping; a job that it has is done first. Once more, and that goes back to the queue",
+                ),
+                Stop::AfterJob if !is_hangup => (Stop::Now, "stopping now"),
+                Stop::AfterJob | Stop::Now => continue,
+            };
             log.write(Out::Note(text.to_owned()));
             stop.send_replace(when);
         }
-        // The worker ends this.
-        std::future::pending().await
     })
 }
 
@@ -153,7 +168,8 @@ fn tell(event: &WorkerEvent, quiet: bool) -> Option<String> {
         WorkerEvent::Begun(claim) => format!("job {}: attempt {}", claim.id, claim.attempt),
         WorkerEvent::Ended { id, state, error: None } => format!("job {id}: {}", word(*state)),
         WorkerEvent::Ended { id, state, error: Some(error) } => {
-            format!("job {id}: the attempt has failed ({error}); it is {}", word(*state))
+            let cause = error.lines().next().unwrap_or_default();
+            format!("job {id}: the attempt has failed ({cause}); it is {}", word(*state))
         }
         WorkerEvent::Lost { id, cause } => format!("job {id} is no longer this worker's: {cause}"),
         WorkerEvent::SlotsLost(runs) => {

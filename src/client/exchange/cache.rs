@@ -29,9 +29,16 @@ pub(super) struct Cache {
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// The revision from which on the watch tells of changes; absent while there is none, and then nothing is kept.
+    /// What is older than this may be out of date: the revision from which on the watch tells of changes, or of the last change that is
+    /// known. Absent while there is no watch, and then nothing is kept.
     since: Option<u64>,
     entries: HashMap<String, Entry>,
+}
+
+impl Kept {
+    fn has_changed(&mut self, revision: u64) {
+        self.since = self.since.map(|since| since.max(revision));
+    }
 }
 
 #[derive(Debug)]
@@ -125,17 +132,18 @@ impl Cache {
         }
     }
 
-    /// What was asked for could not be had. That something newer is known to be there is not forgotten.
+    /// What was asked for could not be had. That something newer is known to be there is in `since`.
     pub(super) fn forget(&self, name: &str) {
-        let Kept { since, entries } = &mut *self.kept();
-        if entries.get(name).is_some_and(|entry| entry.stock.is_none() && Some(entry.revision) == *since) {
-            entries.remove(name);
+        let mut kept = self.kept();
+        if kept.entries.get(name).is_some_and(|entry| entry.stock.is_none()) {
+            kept.entries.remove(name);
         }
     }
 
     /// A command of one's own has changed one, or any: what is older is not to be had any more.
     pub(super) fn changed(&self, name: Option<&str>, revision: u64) {
         let mut kept = self.kept();
+        kept.has_changed(revision);
         let entries = kept.entries.iter_mut().filter(|(key, _)| name.is_none_or(|name| name == *key));
         for (_, entry) in entries.filter(|(_, entry)| entry.revision < revision) {
             *entry = Entry { revision, stock: None };
@@ -150,6 +158,7 @@ impl Cache {
     /// A stock has changed: what is known of it is out of date, and the event says what it is now.
     fn pushed(&self, revision: u64, data: serde_json::Value) {
         let mut kept = self.kept();
+        kept.has_changed(revision);
         let name = data.get("name").and_then(serde_json::Value::as_str).unwrap_or_default();
         let newer = |entry: &&mut Entry| {
             entry.revision < revision || entry.revision == revision && entry.stock.is_none()

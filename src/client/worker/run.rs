@@ -258,7 +258,7 @@ where
         if is_free && std::mem::take(&mut member.curious) && self.claim(member).await? {
             return Ok(false);
         }
-        match self.wait(member).await {
+        match self.wait(member, stop).await {
             Happened::Event(Some(event)) => {
                 if member.saw(event) {
                     self.lose(member, "it was cancelled");
@@ -284,8 +284,8 @@ where
         Ok(false)
     }
 
-    async fn wait(&mut self, member: &mut Member) -> Happened {
-        let stop = *self.stop.borrow();
+    /// Waits for what happens next; `stop` is what was said of stopping before.
+    async fn wait(&mut self, member: &mut Member, stop: Stop) -> Happened {
         let stopped = async {
             if self.stop.wait_for(|now| *now > stop).await.is_err() {
                 // Nobody is left who could say so.

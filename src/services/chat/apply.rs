@@ -120,8 +120,7 @@ pub(super) fn say(
     if let Some(to) = &to
         && tables.get(&ACCOUNTS, to).is_none()
     {
-        let detail = format!("there is no account {to}; `list` shows who there is");
-        return Err(Refusal::new("unknown_account", detail).with_status(404));
+        return Err(unknown_account(to));
     }
     let mut state = State::of(tables);
     state.newest += 1;

@@ -123,6 +123,7 @@ fn check_limit(limit: u32, most: u32) -> Result<usize, Refusal> {
     Err(Refusal::new("bad_limit", format!("the limit is {limit}; use 1 to {most}")).with_status(400))
 }
 
-fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
+/// Refuses what is no name of an account or a device.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), Refusal> {
     names::check_plain(what, name, MAX_NAME_BYTES)
 }

@@ -282,7 +282,13 @@ pub(super) fn fail(
     token: u64,
     (error, last): (String, bool),
 ) -> Result<Reply, Refusal> {
+    // Said again, it is the same failure, as long as nobody has claimed it anew.
+    let again = |job: &Job| token != 0 && job.failed == token && job.token == token;
+    if let Some(job) = tables.get(&JOBS, &id).filter(again) {
+        return Ok(Reply::Job { id, state: job.state, due_ms: job.due_ms });
+    }
     let mut job = held(tables, id, token)?;
+    job.failed = token;
     let_go(tables, &job, false);
     let mut desk = Desk::open(tables, context, &job.queue);
     let pause = (!last).then(|| backoff(&job));

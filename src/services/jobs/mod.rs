@@ -82,6 +82,7 @@ impl Service for Jobs {
                     progress: String::new(),
                     error: String::new(),
                     place: 0,
+                    failed: 0,
                 };
                 desk::submit(tables, context, job, &payload)
             }

@@ -106,6 +106,8 @@ pub(super) struct Job {
     pub(super) error: String,
     /// Its number among those that have ended, under which it waits to be dropped.
     pub(super) place: u64,
+    /// The token of the last attempt that was said to have failed.
+    pub(super) failed: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
