@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{done, refused, result};
 use crate::cli::lines::{self, Typed};
 use crate::cli::output::{CliError, Exit, Output, Printed};
-use crate::client::{Client, NewJob, WINDOW};
+use crate::client::{BatchResult, Client, NewJob, WINDOW};
 use crate::config;
 use crate::services::jobs::MAX_PAYLOAD_BYTES;
 
@@ -101,10 +101,15 @@ fn new_job(arguments: &SubmitArgs, queue: &str, payload: String) -> NewJob {
     }
 }
 
-fn stdin() -> Result<String, CliError> {
+/// Who is asked to type is told so.
+fn announce_stdin(what: &str) {
     if std::io::stdin().is_terminal() {
-        Output::note("the payload is read from stdin; end it with Ctrl-D");
+        Output::note(&format!("{what} read from stdin; end with Ctrl-D"));
     }
+}
+
+fn stdin() -> Result<String, CliError> {
+    announce_stdin("the payload is");
     let mut text = String::new();
     std::io::stdin()
         .read_to_string(&mut text)
@@ -120,6 +125,7 @@ async fn submit_lines(
     arguments: &SubmitArgs,
     output: Output,
 ) -> Result<Exit, CliError> {
+    announce_stdin("lines, each of them a job, are");
     let mut stdin = lines::from_stdin(MAX_LINE_BYTES);
     let (mut first, mut exit) = (1, Exit::Done);
     let unseen = |error: std::io::Error| CliError::unseen(&error);
@@ -146,16 +152,10 @@ async fn submit_lines(
                 CliError { message: format!("lines {first} to {last}: {}", error.message), ..error }
             })?;
             for (line, result) in (first..).zip(&results.data) {
-                match result {
-                    Ok(reply) => {
-                        let printed = Printed::new(reply["id"].to_string(), reply.to_string());
-                        output.reply(&printed).map_err(unseen)?;
-                    }
-                    Err(problem) => {
-                        exit = Exit::Failed;
-                        refuse(line, &problem.to_string(), &problem.problem, output).map_err(unseen)?;
-                    }
-                }
+                show(line, result, output).map_err(unseen)?;
+            }
+            if results.data.iter().any(Result::is_err) {
+                exit = Exit::Failed;
             }
             first = last + 1;
         }
@@ -174,6 +174,13 @@ async fn submit_lines(
         }
     }
     Ok(exit)
+}
+
+fn show(line: usize, result: &BatchResult, output: Output) -> std::io::Result<()> {
+    match result {
+        Ok(reply) => output.reply(&Printed::new(reply["id"].to_string(), reply.to_string())).map(drop),
+        Err(problem) => refuse(line, &problem.to_string(), &problem.problem, output),
+    }
 }
 
 /// With `--json` each line of stdin has its line of stdout.

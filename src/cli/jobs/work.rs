@@ -86,10 +86,13 @@ pub(super) async fn run(
         ended = worker.run(|task| program.clone().run(task), stopped, told) => ended,
         () = signals => Ok(Tally::default()),
     };
-    if ended.is_err() {
-        log.finish().await;
-    }
-    let tally = ended?;
+    let tally = match ended {
+        Ok(tally) => tally,
+        Err(error) => {
+            log.finish().await;
+            return Err(error.into());
+        }
+    };
     super::super::client::close(client).await;
     let dead = match tally.dead {
         0 => String::new(),
